@@ -1,6 +1,5 @@
 """Results of MTEB in a model card, read from the folder that `cmfah mteb` or `mteb.evaluate` wrote."""
 
-import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import HubError
-from cmfah_hf.hub.card_figures import code, figure
+from cmfah_hf.hub.card_figures import RANKINGS, code, figure
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 _META, _MOST_FILES, _MOST_BYTES = "model_meta.json", 10_000, 16 * 2**20
+# Beyond it, a value is no figure; neither is NaN.
+_LARGEST = 1e6
 # Figures of the card, as MTEB and as people name them.
 _FIGURES = {
     "ndcg_at_10": "nDCG at 10",
@@ -52,10 +53,13 @@ def read_mteb(folder: str | os.PathLike, revisions: Iterable[str]) -> list[MTEBR
     found, others = [], 0
     for meta in metas:
         content = _object(meta)
-        if content.get("revision") not in known:
+        if str(content.get("revision")) not in known:
             others += 1
             continue
-        ranking = (content.get("experiment_kwargs") or {}).get("metric", "aqd")
+        arguments = content.get("experiment_kwargs") or {}
+        ranking = arguments.get("metric", "aqd") if isinstance(arguments, dict) else None
+        if not isinstance(ranking, str) or ranking not in RANKINGS:
+            raise HubError(f"{meta}: its metric is none of {', '.join(RANKINGS)}; run the tasks by `cmfah mteb`.")
         for path in sorted(meta.parent.glob("*.json")):
             if path.name != _META:
                 found += _results(path, str(ranking))
@@ -75,16 +79,16 @@ def _results(path: Path, ranking: str) -> list[MTEBResult]:
         for own in subsets if isinstance(subsets, list) else [None]:
             if not isinstance(own, dict):
                 raise HubError(f"{path}: its scores are no list of subsets; run the task again.")
-            values = {name: own[name] for name in _FIGURES if _is_share(own.get(name))}
-            if not values and _is_share(own.get("main_score")):
+            values = {name: own[name] for name in _FIGURES if _is_number(own.get(name))}
+            if not values and _is_number(own.get("main_score")):
                 values = {"main_score": own["main_score"]}
             subset = str(own.get("hf_subset", "default"))
             found.append(MTEBResult(task, str(split), subset, ranking, str(version), values))
     return found
 
 
-def _is_share(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -88,6 +88,10 @@ def push_model(
     indexes = {name: Path(path) for name, path in given.items() if path is not None}
     _check_indexes(folder, indexes.values())
     files |= indexes
+    if mteb_results is not None and own_file(folder, CARD_NAME) is not None:
+        raise HubError(
+            f"{folder}: has a {CARD_NAME}, which is pushed unchanged; remove it to have a card with results."
+        )
     of_mteb = [] if mteb_results is None else read_mteb(mteb_results, [_fingerprint(folder)])
     with staging(cached_assets_path("cmfah-hf", "push", "models"), str(folder), repo_id) as stage:
         _stage(run, folder, stage, files, repo_id, revision, license, data_license, dataset_id, tags, of_mteb)

@@ -6,7 +6,6 @@ Shape suffixes: N items, Q queries, D documents, K hash bits.
 import math
 import os
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +139,7 @@ class MTEBEncoder:
         embeddings = getattr(model.get_input_embeddings(), "weight", None)
         length = processor.tokenizer.model_max_length
         return ModelMeta(
-            loader=partial(type(self), source=place) if is_local else type(self),
+            loader=_FolderLoader(place) if is_local else type(self),
             name=name,
             revision=commit or self.encoder.fingerprint,
             release_date=None,
@@ -163,3 +162,21 @@ class MTEBEncoder:
             modalities=["image", "text"],
             experiment_kwargs=None if self.metric == "aqd" else {"metric": self.metric},
         )
+
+
+class _FolderLoader:
+    """Loads a model from its folder, of which MTEB only knows the name. Equal folders are equal loaders."""
+
+    __name__ = "MTEBEncoder"  # by which MTEB records it
+
+    def __init__(self, source: str):
+        self.source = source
+
+    def __call__(self, model_name: str, revision: str | None = None, **kwargs: Any) -> MTEBEncoder:
+        return MTEBEncoder(model_name, revision, source=self.source, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _FolderLoader) and other.source == self.source
+
+    def __hash__(self) -> int:
+        return hash(self.source)

@@ -1,7 +1,8 @@
 """Runs of tasks by `mteb.evaluate`, whose results a folder keeps in MTEB's own form."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 from cmfah_hf.evaluation.mteb.encoder import MTEBEncoder
@@ -48,14 +49,15 @@ def run_tasks(
         progress: Show progress bars.
     """
     mteb = import_mteb()
-    results = mteb.evaluate(
-        encoder,
-        list(tasks),
-        cache=mteb.ResultCache(os.fspath(output)),
-        overwrite_strategy="always" if again else "only-missing",
-        encode_kwargs={"batch_size": batch_size, "show_progress_bar": progress},
-        show_progress_bar=progress,
-    )
+    with nullcontext() if progress else _without_bars():
+        results = mteb.evaluate(
+            encoder,
+            list(tasks),
+            cache=mteb.ResultCache(os.fspath(output)),
+            overwrite_strategy="always" if again else "only-missing",
+            encode_kwargs={"batch_size": batch_size, "show_progress_bar": progress},
+            show_progress_bar=progress,
+        )
     return [
         TaskFigures(
             task.task_name,
@@ -68,3 +70,17 @@ def run_tasks(
         for split, subsets in task.scores.items()
         for scores in subsets
     ]
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Disables the progress bars of `datasets`, by which MTEB reads the items."""
+    import datasets
+
+    were_enabled = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_enabled:
+            datasets.enable_progress_bars()

@@ -35,7 +35,7 @@ def retrieval_tasks(
         split: The split whose items are queries in one modality and documents in the other.
         relevance: `"pairs"`: the other half of the own pair, of which each caption is a text of its own; `"labels"`:
             all items that share a label, of which queries without any are left out.
-        name: The beginning of the tasks' names. None: made of `source`.
+        name: The beginning of the tasks' names, which go on with `Labels` for labels. None: made of `source`.
         languages: The languages of the texts, as MTEB names them.
 
     Raises:
@@ -49,7 +49,7 @@ def retrieval_tasks(
     pairs = _pairs(source, split)
     if relevance == "labels" and "labels" not in pairs.column_names:
         raise DataError(f"The split {split!r} has no labels, which define relevance; take relevance='pairs'.")
-    stem = name or _name_of(source)
+    stem = (name or _name_of(source)) + ("Labels" if relevance == "labels" else "")
     return [
         _task(f"{stem}{title}Retrieval", way, pairs, split, relevance, languages) for way, title in _DIRECTIONS.items()
     ]
