@@ -180,6 +180,7 @@ def test_dependencies_of_the_page_match_the_package_and_the_imports():
     optional = {
         "icu4py",
         "imagecodecs",
+        "mteb",
         "peft",
         "pillow_heif",
         "prometheus_client",
@@ -187,6 +188,7 @@ def test_dependencies_of_the_page_match_the_package_and_the_imports():
         "ray",
         "resvg_py",
         "rjieba",
+        "sentence_transformers",  # which loads the file that imports it
         "sklearn",
         "textual_image",
         "timm",

@@ -1,7 +1,7 @@
 """Results of MTEB in a model card, read from the folder that `cmfah mteb` or `mteb.evaluate` wrote."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,8 @@ from cmfah_hf.hub.card_figures import RANKINGS, code, figure
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
-_META, _MOST_FILES, _MOST_BYTES = "model_meta.json", 10_000, 16 * 2**20
+_META, _FINGERPRINT = "model_meta.json", "cmfah.json"
+_MOST_FILES, _MOST_BYTES = 10_000, 16 * 2**20
 # Beyond it, a value is no figure; neither is NaN.
 _LARGEST = 1e6
 # Figures of the card, as MTEB and as people name them.
@@ -38,22 +39,23 @@ class MTEBResult:
     figures: dict[str, float]
 
 
-def read_mteb(folder: str | os.PathLike, revisions: Iterable[str]) -> list[MTEBResult]:
+def read_mteb(folder: str | os.PathLike, fingerprint: str) -> list[MTEBResult]:
     """The results of a model in a folder of results of any models.
 
     Args:
         folder: `mteb.ResultCache`, or a folder in it.
-        revisions: The revisions of the model: its fingerprint, and its commit on the Hub if known.
+        fingerprint: The fingerprint of the model, which is its revision too if it was not on the Hub.
 
     Raises:
         HubError: If a file is damaged, or there are no results of this model.
     """
-    root, known = Path(folder), set(revisions)
+    root = Path(folder)
     metas = sorted(root.rglob(_META))[:_MOST_FILES] if root.is_dir() else []
     found, others = [], 0
     for meta in metas:
         content = _object(meta)
-        if str(content.get("revision")) not in known:
+        kept = meta.with_name(_FINGERPRINT)
+        if fingerprint not in (content.get("revision"), _object(kept).get("fingerprint") if kept.is_file() else None):
             others += 1
             continue
         arguments = content.get("experiment_kwargs") or {}
@@ -61,7 +63,7 @@ def read_mteb(folder: str | os.PathLike, revisions: Iterable[str]) -> list[MTEBR
         if not isinstance(ranking, str) or ranking not in RANKINGS:
             raise HubError(f"{meta}: its metric is none of {', '.join(RANKINGS)}; run the tasks by `cmfah mteb`.")
         for path in sorted(meta.parent.glob("*.json")):
-            if path.name != _META:
+            if path.name not in (_META, _FINGERPRINT):
                 found += _results(path, str(ranking))
     if not found:
         what = f"those there are of {others} other models" if others else "run `cmfah mteb` first"

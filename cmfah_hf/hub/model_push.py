@@ -92,7 +92,7 @@ def push_model(
         raise HubError(
             f"{folder}: has a {CARD_NAME}, which is pushed unchanged; remove it to have a card with results."
         )
-    of_mteb = [] if mteb_results is None else read_mteb(mteb_results, [_fingerprint(folder)])
+    of_mteb = [] if mteb_results is None else read_mteb(mteb_results, _fingerprint(folder))
     with staging(cached_assets_path("cmfah-hf", "push", "models"), str(folder), repo_id) as stage:
         _stage(run, folder, stage, files, repo_id, revision, license, data_license, dataset_id, tags, of_mteb)
         for name, path in indexes.items():

@@ -226,7 +226,7 @@ def test_the_command_runs_tasks_and_keeps_results_for_the_card(trained, mteb, tm
         assert left.value.code in (0, None)
         printed = json.loads(capsys.readouterr().out)
         fingerprint = CrossMediaRetriever.from_pretrained(trained.folder).fingerprint
-        kept = {one.task: one for one in read_mteb(tmp_path, [fingerprint]) if one.ranking == metric}
+        kept = {one.task: one for one in read_mteb(tmp_path, fingerprint) if one.ranking == metric}
         assert [one["task"] for one in printed] == ["PairsT2IRetrieval", "PairsI2TRetrieval"]
         for one in printed:
             assert one["figures"] == pytest.approx(kept[one["task"]].figures, abs=1e-5)

@@ -15,7 +15,7 @@ from cmfah_hf.retrieval import CrossMediaRetriever
 SCORES = {"ndcg_at_10": 0.4321, "hit_rate_at_1": 0.25, "recall_at_10": 0.5, "map_at_10": 0.1, "main_score": 0.4321}
 
 
-def write_results(root, revision, metric=None, **tasks):
+def write_results(root, revision, metric=None, fingerprint=None, **tasks):
     """Results as MTEB writes them: below the model's name and revision, those with arguments in `experiments`."""
     folder = root / "results" / "local__model" / revision
     if metric is not None:
@@ -24,6 +24,8 @@ def write_results(root, revision, metric=None, **tasks):
     arguments = None if metric is None else {"metric": metric}
     meta = {"name": "local/model", "revision": revision, "experiment_kwargs": arguments}
     (folder / "model_meta.json").write_text(json.dumps(meta))
+    if fingerprint is not None:
+        (folder / "cmfah.json").write_text(json.dumps({"fingerprint": fingerprint}))
     for task, subsets in tasks.items():
         scores = {"test": [{**SCORES, "hf_subset": subset, **changes} for subset, changes in subsets.items()]}
         content = {"task_name": task, "mteb_version": "2.26", "scores": scores}
@@ -75,6 +77,27 @@ def test_results_of_other_models_are_refused(push_run, trained, tmp_path):
         push_run(trained.folder, mteb_results=tmp_path)
 
 
+def test_a_model_on_the_hub_is_known_by_its_fingerprint(tmp_path):
+    write_results(tmp_path, "c" * 40, fingerprint="a", OwnT2IRetrieval={"default": {}})
+    write_results(tmp_path, "d" * 40, fingerprint="b", OwnI2TRetrieval={"default": {}})
+    write_results(tmp_path, "e" * 40, OwnI2TRetrieval={"default": {}})
+    assert [one.task for one in read_mteb(tmp_path, "a")] == ["OwnT2IRetrieval"]
+
+
+@pytest.mark.slow
+def test_a_model_on_the_hub_is_run_and_named_by_its_commit(published_here, tmp_path, trained):
+    from cmfah_hf.evaluation.mteb import MTEBEncoder, retrieval_tasks, run_tasks
+
+    encoder = MTEBEncoder("org/model", device="cpu")
+    meta = encoder.mteb_model_meta
+    assert (meta.name, meta.revision) == ("org/model", published_here.done.commit)
+    assert meta.load_model(device="cpu").encoder.fingerprint == encoder.encoder.fingerprint
+    (figures,) = run_tasks(encoder, retrieval_tasks(trained.scenes)[:1], tmp_path)
+    own = CrossMediaRetriever.from_pretrained(published_here.run.folder).fingerprint
+    (found,) = read_mteb(tmp_path, own)
+    assert found.figures == pytest.approx(figures.figures, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
@@ -91,14 +114,14 @@ def test_damaged_results_are_named(tmp_path, name, content, reason):
     folder = write_results(tmp_path, "a", OwnT2IRetrieval={"default": {}})
     (folder / name).write_text(content)
     with pytest.raises(HubError, match=reason) as caught:
-        read_mteb(tmp_path, ["a"])
+        read_mteb(tmp_path, "a")
     assert name in str(caught.value)
 
 
 def test_figures_that_are_no_numbers_are_left_out(tmp_path):
     changes = {"ndcg_at_10": "x", "hit_rate_at_1": True, "recall_at_10": None}
     write_results(tmp_path, "a", Own={"default": changes}, Other={"default": {**changes, "main_score": 10**400}})
-    assert [one.figures for one in read_mteb(tmp_path, ["a"])] == [{}, {"main_score": 0.4321}]
+    assert [one.figures for one in read_mteb(tmp_path, "a")] == [{}, {"main_score": 0.4321}]
 
 
 def test_own_cards_and_spaces_take_no_results(push_run, trained, tmp_path, capsys):

@@ -1,13 +1,17 @@
 """Runs of tasks by `mteb.evaluate`, whose results a folder keeps in MTEB's own form."""
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
+from cmfah_hf.atomic import write_text
 from cmfah_hf.evaluation.mteb.encoder import MTEBEncoder
 from cmfah_hf.evaluation.mteb.library import import_mteb
 
+# The file with the fingerprint of the model, next to its results: MTEB knows a model on the Hub by its commit.
+FINGERPRINT_NAME = "cmfah.json"
 # Figures of a table, as MTEB names them.
 FIGURES = ("ndcg_at_10", "hit_rate_at_1", "hit_rate_at_10", "recall_at_10")
 
@@ -38,7 +42,7 @@ def run_tasks(
     again: bool = False,
     progress: bool = False,
 ) -> list[TaskFigures]:
-    """Runs tasks on a model, and keeps the results for `cmfah push --mteb`.
+    """Runs tasks on a model, and keeps the results with its fingerprint for `cmfah push --mteb`.
 
     Args:
         encoder: The model.
@@ -49,15 +53,18 @@ def run_tasks(
         progress: Show progress bars.
     """
     mteb = import_mteb()
+    cache = mteb.ResultCache(os.fspath(output))
     with nullcontext() if progress else _without_bars():
         results = mteb.evaluate(
             encoder,
             list(tasks),
-            cache=mteb.ResultCache(os.fspath(output)),
+            cache=cache,
             overwrite_strategy="always" if again else "only-missing",
             encode_kwargs={"batch_size": batch_size, "show_progress_bar": progress},
             show_progress_bar=progress,
         )
+    folder = cache.get_task_result_path("any", encoder.mteb_model_meta).parent
+    write_text(folder / FINGERPRINT_NAME, json.dumps({"fingerprint": encoder.encoder.fingerprint}) + "\n")
     return [
         TaskFigures(
             task.task_name,
