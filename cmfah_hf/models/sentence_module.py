@@ -22,7 +22,9 @@ try:  # `transformers` reads all files of a model before it loads one, and ignor
     from sentence_transformers.base.modality import infer_modality
     from sentence_transformers.base.modules import InputModule
 except ImportError as error:
-    raise ImportError("This module needs sentence-transformers of version 6; pip install -U it.") from error
+    raise ImportError(
+        "This module needs version 6 of sentence-transformers: pip install -U sentence-transformers."
+    ) from error
 
 # Larger than 0, so that `> 0` gives the bit that `>= 0` gives here, and nothing after the rounding of AQD.
 _ZERO = AQD_STEP / 64
@@ -180,10 +182,7 @@ def _read(value: Any) -> dict[str, Any]:
         return _read_message(value)
     parts = value if isinstance(value, dict) else {kind: value}
     if not set(parts) <= {"text", "image"} or not isinstance(parts.get("text", ""), str):
-        raise ValueError(
-            f"An item is a text, an image, or one of both in a mapping, and not {str(type(value).__name__)!r} of "
-            f"{kind!r}."
-        )
+        raise ValueError(f"An item is a text, an image, or one of both in a mapping, and no {type(value).__name__}.")
     image = parts.get("image")
     if isinstance(image, (str, Path, Image.Image)):
         return {**parts, "image": open_image(image)}
