@@ -21,7 +21,7 @@ PAGES = {
     "expansion": ("Expansion: further words for sparse texts", ()),
     "evaluation": (
         "Evaluation: figures, plots, attention",
-        ("metrics", "plots", "attention", "pointing", "label_graph"),
+        ("metrics", "plots", "attention", "pointing", "label_graph", "mteb"),
     ),
     "retrieval": ("Retrieval: codes, the index, the retriever", ("codes",)),
     "training": ("Training: arguments, trainer, runs", ("evaluate",)),

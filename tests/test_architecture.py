@@ -180,6 +180,7 @@ def test_dependencies_of_the_page_match_the_package_and_the_imports():
     optional = {
         "icu4py",
         "imagecodecs",
+        "mteb",
         "onnx",
         "onnxruntime",
         "onnxscript",
@@ -190,6 +191,7 @@ def test_dependencies_of_the_page_match_the_package_and_the_imports():
         "ray",
         "resvg_py",
         "rjieba",
+        "sentence_transformers",  # which loads the file that imports it
         "sklearn",
         "textual_image",
         "timm",

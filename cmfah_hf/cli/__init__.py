@@ -25,6 +25,7 @@ from cmfah_hf.cli.export.onnx import onnx
 from cmfah_hf.cli.index import index
 from cmfah_hf.cli.index.info import info
 from cmfah_hf.cli.index.remove import remove
+from cmfah_hf.cli.mteb import mteb
 from cmfah_hf.cli.output import say
 from cmfah_hf.cli.push import push
 from cmfah_hf.cli.search import search
@@ -99,6 +100,7 @@ app.command()(configs)
 app.command()(compress)
 app.command()(evaluate)
 app.command()(calibrate)
+app.command()(mteb)
 app.command()(index)
 app.command("index info")(info)
 app.command("index remove")(remove)

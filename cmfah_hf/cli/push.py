@@ -37,6 +37,9 @@ def push(
         str | None, typer.Option(help="The data's license as text. Default: the license in the data's card.")
     ] = None,
     dataset_id: Annotated[str | None, typer.Option(help="The data's Hub id, if it has one.")] = None,
+    mteb: Annotated[
+        Path | None, typer.Option(help="Results of `cmfah mteb`, of which those of this model go into the card.")
+    ] = None,
     attention: Annotated[
         bool, typer.Option(help="Include the attention plot in the card; it shows an image of the data.")
     ] = True,
@@ -75,6 +78,7 @@ def push(
         "--data-license": data_license,
         "--dataset-id": dataset_id,
         "--onnx": onnx or None,
+        "--mteb": mteb,
     }
     of_a_space = {"--data": data, "--split": split, "--limit": limit, "--title": title}
     for option, value in (of_a_model if space else of_a_space).items():
@@ -104,6 +108,7 @@ def push(
             dataset_id=dataset_id,
             attention_image=attention,
             onnx=onnx,
+            mteb_results=mteb,
             **common,
         )
     if json:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmfah_hf.hub.card_calibration import calibration_of
 from cmfah_hf.hub.card_figures import RANKINGS, WAYS, code, figures_of, is_compressed
+from cmfah_hf.hub.card_mteb import MTEBResult, mteb_eval_results, mteb_figures
 from cmfah_hf.hub.cards import card_of
 from cmfah_hf.hub.finished_run import SETTINGS_NAME, FinishedRun, is_repo_id
 from cmfah_hf.hub.onnx_files import ONNX_DESCRIPTION, ONNX_FILES
@@ -27,6 +28,7 @@ def make_model_card(
     base_model: str | None = None,
     files: Iterable[str] | None = None,
     revision: str | None = None,
+    mteb_results: Sequence[MTEBResult] = (),
 ) -> "ModelCard":
     """The model card of a run, with its metrics as the Hub's `model-index`.
 
@@ -41,6 +43,7 @@ def make_model_card(
         base_model: Hub id of the pretrained backbone.
         files: Files of the repository. Default: those of the run.
         revision: The branch, if not main.
+        mteb_results: Results of MTEB, from `read_mteb`.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -52,11 +55,11 @@ def make_model_card(
         license=license,
         library_name="transformers",
         pipeline_tag="feature-extraction",
-        tags=["cross-modal-retrieval", "hashing", "image", "text", method, *tags],
+        tags=["cross-modal-retrieval", "hashing", "image", "text", method, *_libraries(run), *tags],
         datasets=[dataset_id] if dataset_id else None,
         base_model=base_model or _encoder_of(run),
         model_name=name,
-        eval_results=_eval_results(run, dataset_id),
+        eval_results=[*_eval_results(run, dataset_id), *mteb_eval_results(mteb_results)] or None,
     )
     bits = run.config["hash_bits"]
     parts = [
@@ -64,6 +67,7 @@ def make_model_card(
         f"An image and a text share {bits} bits, so a sentence finds images, and an image texts, in {bits // 8} "
         f"bytes per item. {_origin(run, method)}",
         *figures_of(run, dataset_id, files),
+        *mteb_figures(mteb_results),
         *calibration_of(run),
         *_usage(run, repo_id, files, revision),
         *(_compression(run) if is_compressed(run) else _training(run, repo_id, revision)),
@@ -73,6 +77,12 @@ def make_model_card(
     ]
     body = "\n\n".join(parts)
     return ModelCard(card_of(head.to_yaml(), body))
+
+
+def _libraries(run: FinishedRun) -> list[str]:
+    """The tag of sentence-transformers, for a model that it loads: one of images and texts, not of their features."""
+    has_features = run.config.get("image_feature_dim") or run.config.get("text_feature_dim")
+    return [] if has_features else ["sentence-transformers"]
 
 
 def _origin(run: FinishedRun, method: str) -> str:
@@ -100,7 +110,7 @@ def _citation(method: str) -> list[str]:
     return [] if paper is None else ["## Citation", f"```bibtex\n{paper.bibtex}\n```"]
 
 
-def _eval_results(run: FinishedRun, dataset_id: str | None) -> "list[EvalResult] | None":
+def _eval_results(run: FinishedRun, dataset_id: str | None) -> "list[EvalResult]":
     from huggingface_hub import EvalResult
 
     found, dataset = run.metrics.get("query") or {}, dataset_id or run.dataset or "unknown"
@@ -122,7 +132,7 @@ def _eval_results(run: FinishedRun, dataset_id: str | None) -> "list[EvalResult]
                         metric_args={"ranking": ranking, "direction": way, "encoding": "one modality at a time"},
                     )
                 )
-    return results or None
+    return results
 
 
 def _compression(run: FinishedRun) -> list[str]:
@@ -208,6 +218,20 @@ found = pipe({{"text": {words}, "candidates": list(images.values())}})
 print(found["code"].tolist(), found["ranking"])
 ```""",
     ]
+    if _libraries(run):
+        parts += [
+            "With sentence-transformers, which runs the code too:",
+            f"""```python
+from PIL import Image
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer({quoted}{of}, trust_remote_code=True)
+{images}
+image_hash = model.encode(list(images.values()))  # (2, {bits}) in (-1, 1)
+text_hash = model.encode([{words}])  # (1, {bits}); with precision="ubinary", the bits as bytes
+print(model.similarity(text_hash, image_hash).tolist())
+```""",
+        ]
     return parts
 
 
@@ -295,7 +319,7 @@ def _limits(run: FinishedRun, files: set[str]) -> list[str]:
     if "expander.json" in files:
         lines.append(
             "Training texts were expanded by words of a graph. `CrossMediaRetriever` expands queries in the same way, "
-            "as in the metrics; `AutoModel` and the pipeline do not."
+            "as in the metrics; `AutoModel`, the pipeline and `SentenceTransformer` do not."
         )
     return ["## Limitations", "\n".join(f"- {line}" for line in lines)]
 

@@ -6,6 +6,7 @@ model.safetensors                       the towers, which `from_pretrained` fetc
 pretraining.safetensors                 discriminators, label and concept heads; with the index below,
 model.safetensors.index.pretraining.json  `from_pretrained(..., variant="pretraining")` loads the whole
 processor_config.json, tokenizer*.json  the processor
+modules.json, config_sentence_transformers.json  for `SentenceTransformer(..., trust_remote_code=True)`
 expander.*, knowledge.*, skip_gram.*    the word graph, its knowledge, the word vectors
 run.yaml, metrics.json, plots/          settings and results
 calibration.json                        the maps from scores to probabilities
@@ -92,6 +93,7 @@ def is_ours(path: str) -> bool:
     return path in ONNX_FILES or path in {
         *(*WORDS, *PLOTS, METRICS_NAME, SETTINGS_NAME, IMAGES_INDEX, TEXTS_INDEX, TRAINING_WEIGHTS, TRAINING_INDEX),
         *("model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json"),
+        *("modules.json", "config_sentence_transformers.json"),
         *("pytorch_model.bin", "training_args.bin", CALIBRATION_NAME),
     }
 

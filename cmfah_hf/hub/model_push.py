@@ -8,6 +8,7 @@ from typing import Any
 
 from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.errors import HubError
+from cmfah_hf.hub.card_mteb import read_mteb
 from cmfah_hf.hub.finished_run import ATTENTION_PLOT, own_file, read_run
 from cmfah_hf.hub.model_folder import is_ours, write_metrics, write_model, write_settings
 from cmfah_hf.hub.onnx_files import onnx_files
@@ -35,6 +36,7 @@ def push_model(
     dataset_id: str | None = None,
     attention_image: bool = True,
     onnx: bool = False,
+    mteb_results: str | os.PathLike | None = None,
     tags: Sequence[str] = (),
     metrics: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -66,6 +68,8 @@ def push_model(
         attention_image: Push the attention plot, which shows an image of the data.
         onnx: Push the towers as ONNX files too, which `CrossMediaRetriever.from_pretrained(..., backend="onnx")`
             reads: those of the folder `onnx` of the run, or new ones in float32.
+        mteb_results: A folder of results of `cmfah mteb` or `mteb.evaluate`, of which those of this model go into the
+            card.
         tags: Additional tags of the card.
         metrics: Metrics for the card if the folder has no `metrics.json`.
         overwrite: Also replace files that were edited on the Hub since the last push.
@@ -88,10 +92,15 @@ def push_model(
     indexes = {name: Path(path) for name, path in given.items() if path is not None}
     _check_indexes(folder, indexes.values())
     files |= indexes
+    if mteb_results is not None and own_file(folder, CARD_NAME) is not None:
+        raise HubError(
+            f"{folder}: has a {CARD_NAME}, which is pushed unchanged; remove it to have a card with results."
+        )
+    of_mteb = [] if mteb_results is None else read_mteb(mteb_results, _fingerprint(folder))
     with staging(cached_assets_path("cmfah-hf", "push", "models"), str(folder), repo_id) as stage:
         if onnx:
             files |= onnx_files(folder, stage)
-        _stage(run, folder, stage, files, repo_id, revision, license, data_license, dataset_id, tags)
+        _stage(run, folder, stage, files, repo_id, revision, license, data_license, dataset_id, tags, of_mteb)
         for name, path in indexes.items():
             copy_without_folders(path, stage / name)
         files |= {path.relative_to(stage).as_posix(): path for path in stage.rglob("*") if path.is_file()}
@@ -110,7 +119,7 @@ def push_model(
     return PushedModel(**vars(done))
 
 
-def _stage(run, folder, stage, files, repo_id, revision, license, data_license, dataset_id, tags) -> None:
+def _stage(run, folder, stage, files, repo_id, revision, license, data_license, dataset_id, tags, of_mteb) -> None:
     from cmfah_hf.hub.model_card import make_model_card
 
     try:
@@ -130,6 +139,7 @@ def _stage(run, folder, stage, files, repo_id, revision, license, data_license, 
             tags=tags,
             files=files,
             revision=revision,
+            mteb_results=of_mteb,
         )
         (stage / CARD_NAME).write_text(str(card), encoding="utf-8")
     except OSError as error:
@@ -137,6 +147,12 @@ def _stage(run, folder, stage, files, repo_id, revision, license, data_license, 
             f"{folder}: cannot be prepared in {stage} ({error.strerror or error}); free space there, or set "
             "HF_ASSETS_CACHE to another folder."
         ) from error
+
+
+def _fingerprint(folder: Path) -> str:
+    from cmfah_hf.retrieval import CrossMediaRetriever
+
+    return CrossMediaRetriever.from_pretrained(folder, device="cpu").fingerprint
 
 
 def _check_indexes(folder: Path, paths: Iterable[Path]) -> None:

@@ -74,17 +74,18 @@ class CMFAHConfig(PreTrainedConfig):
         freeze_text_backbone (`bool`, defaults to `True`):
             Whether the text backbone is not trained.
         dual_encoder (`str`, *optional*):
-            A folder or Hub id of a dual encoder of `transformers` (CLIP, SigLIP and their kin), which replaces both
-            backbones and `image_size`. It is resolved once, into `dual_encoder_config`.
+            A folder or Hub id of a dual encoder of `transformers` (CLIP, SigLIP and their kin), or of one in a model of
+            sentence-transformers, which replaces both backbones and `image_size`. It is resolved once, into
+            `dual_encoder_config`.
         dual_encoder_config (`dict | PreTrainedConfig`, *optional*):
             The configuration of a dual encoder; it takes precedence over all other encoders.
         pooled_dim (`int`, *optional*):
             Width `E` of the vectors of the dual encoder. None: read from its configuration.
         use_positions (`bool`, defaults to `True`):
             Whether the pooled positions count in a code beside the vector of a dual encoder, `[hash-vectors]`.
-        encoder_source, encoder_revision, encoder_digest (`str`, *optional*):
+        encoder_source, encoder_revision, encoder_digest, encoder_subfolder (`str`, *optional*):
             Hub id, commit and digest of a dual encoder whose weights are not saved with the model, but fetched from
-            there. None: they are saved with it.
+            there, and its folder there if it has one. None: they are saved with it.
         text_kernel_sizes (`list[int]`, defaults to `[1, 3, 5]`):
             Widths of the TextCNN's filters, in words, `[words]`.
         text_filters (`int`, defaults to 256):
@@ -172,6 +173,7 @@ class CMFAHConfig(PreTrainedConfig):
     encoder_source: str | None = None
     encoder_revision: str | None = None
     encoder_digest: str | None = None
+    encoder_subfolder: str | None = None
     pad_token_id: int | None = 0
     unk_token_id: int | None = 1
     text_kernel_sizes: list[int] | tuple[int, ...] = (1, 3, 5)
@@ -220,7 +222,7 @@ class CMFAHConfig(PreTrainedConfig):
     def _resolve(self) -> None:
         """Replaces names of encoders by their configurations, so that a saved one needs no second look-up."""
         if self.dual_encoder is not None and self.dual_encoder_config is None:
-            found = self.dual_encoder_config = configuration_of(self.dual_encoder, "dual encoder", {})
+            found = self.dual_encoder_config = configuration_of(self.dual_encoder, "dual encoder", {}, "dual")
             self.image_size = image_size_of(found) or self.image_size
         self.dual_encoder = None
         if self.dual_encoder_config is not None:
@@ -233,7 +235,7 @@ class CMFAHConfig(PreTrainedConfig):
         if self.backbone_config is not None:
             self.backbone = None
         if self.text_backbone is not None and self.text_backbone_config is None:
-            self.text_backbone_config = configuration_of(self.text_backbone, "text model", {}, sentences=True)
+            self.text_backbone_config = configuration_of(self.text_backbone, "text model", {}, "text")
         self.text_backbone = None
 
     def _follow_dual_encoder(self, encoder: PreTrainedConfig) -> None:

@@ -57,6 +57,7 @@ _SOURCES = {
     "encoder_source": r"[\w.-]{1,96}/[\w.-]{1,96}",
     "encoder_revision": r"[0-9a-f]{40}",
     "encoder_digest": r"[0-9a-f]{32}",
+    "encoder_subfolder": r"None|[\w-][\w.-]{0,95}",
 }
 _LAYERS = re.compile("depth|layer|block|stage|repeat|group")
 _MOST_WIDTHS = 100

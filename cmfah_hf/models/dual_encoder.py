@@ -141,6 +141,8 @@ def linked_tensors(
     assert isinstance(config.dual_encoder_config, PreTrainedConfig)
     location = {name: value for name, value in hub.items() if name != "subfolder"}
     location["revision"] = config.encoder_revision
+    if config.encoder_subfolder is not None:
+        location["subfolder"] = config.encoder_subfolder
     tensors = read_encoder(config.dual_encoder_config, config.encoder_source, location)
     if digest_of(tensors) != config.encoder_digest:
         raise ModelFileError(

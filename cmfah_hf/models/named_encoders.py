@@ -1,7 +1,7 @@
 """Configurations of encoders that are given by name: a VGG of torchvision, a name of timm, a folder, or a Hub id."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils import CONFIG_NAME
@@ -39,11 +39,16 @@ def resolve_backbone(name: str, **config_overrides) -> PreTrainedConfig | None:
     return configuration_of(name, "backbone of torchvision, of timm", config_overrides)
 
 
-def configuration_of(name: str, what: str, overrides: dict[str, Any], sentences: bool = False) -> PreTrainedConfig:
-    """The configuration in a folder or on the Hub, which may be of sentence-transformers; an `OSError` without one."""
+def configuration_of(
+    name: str, what: str, overrides: dict[str, Any], sentences: Literal["text", "dual"] | None = None
+) -> PreTrainedConfig:
+    """The configuration in a folder or on the Hub; an `OSError` without one.
+
+    `sentences` is the kind of an encoder that may be one of sentence-transformers.
+    """
     try:
-        if sentences:
-            overrides = {**overrides, **sentence_settings(name).location}
+        if sentences is not None:
+            overrides = {**overrides, **sentence_settings(name, sentences == "dual").location}
         hub = {key: overrides[key] for key in ("subfolder",) if key in overrides}
         file = find_file(name, CONFIG_NAME, hub)
         settings = read_object(file) if file is not None else {}

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import Pipeline
 
 from .codes import AQD_STEP, sign
+from .image_inputs import open_image
 from .modeling_cmfah import CMFAHModel
 from .processing_cmfah import CMFAHProcessor
 
@@ -140,7 +141,7 @@ def _item(value: Any) -> tuple[str, Any]:
     if isinstance(value, str):
         return "text", value
     if isinstance(value, Image.Image):
-        return "image", ImageOps.exif_transpose(value)
+        return "image", open_image(value)
     if isinstance(value, Mapping) and len(value) == 1:
         (kind, inner), *_ = value.items()
         if kind == "text" and isinstance(inner, str):
@@ -148,21 +149,12 @@ def _item(value: Any) -> tuple[str, Any]:
         if kind == "image" and isinstance(inner, Image.Image):
             return _item(inner)
         if kind == "image" and isinstance(inner, (str, Path)):
-            return _item(_open(inner))
+            return kind, open_image(Path(inner))
     what = f"a mapping of {', '.join(map(str, value))}" if isinstance(value, Mapping) else f"a {type(value).__name__}"
     raise ValueError(
         f"An item is a text, a Pillow image, {{'text': ...}} or {{'image': ...}} with an image or its path, "
         f"and not {what}."
     )
-
-
-def _open(path: str | Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: not an image that can be read ({error}).") from error
 
 
 __all__ = ["CrossModalRetrievalPipeline"]

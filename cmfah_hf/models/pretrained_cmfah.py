@@ -1,6 +1,7 @@
 """The base class of all models: loading and saving, initial weights, recorded outputs."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from .modules_cmfah import (
     CMFAHSelection,
 )
 from .safe_weights import align_weights, building_for, check_fit, find_weights, read_weights
+from .sentence_files import write_sentence_files
 
 # Arguments of `from_pretrained` for the weights, although configurations also have these attributes.
 _OF_WEIGHTS = ("dtype", "torch_dtype", "quantization_config", "attn_implementation")
@@ -109,7 +111,13 @@ class CMFAHPreTrainedModel(PreTrainedModel):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """As the parent's, without the weights of a frozen encoder that are fetched from the Hub."""
+        """As the parent's, without the weights of a frozen encoder that are fetched from the Hub.
+
+        A model of texts and images is also saved for `SentenceTransformer(folder, trust_remote_code=True)`.
+        """
+        if is_main_process and self._encodes_both and not is_file(save_directory):  # a file is for the parent to report
+            Path(save_directory).mkdir(parents=True, exist_ok=True)
+            write_sentence_files(save_directory)
         if self.config.shared_mlp_size is not None:  # each tower can be loaded alone, so each has a copy
             own = self.state_dict() if state_dict is None else state_dict
             state_dict = {name: tensor.clone() if ".mlp." in name else tensor for name, tensor in own.items()}
@@ -118,7 +126,14 @@ class CMFAHPreTrainedModel(PreTrainedModel):
                 state_dict = without_encoder(self.state_dict() if state_dict is None else state_dict)
             else:  # a trained encoder is no longer that of the Hub
                 self.config.encoder_source = self.config.encoder_revision = self.config.encoder_digest = None
+                self.config.encoder_subfolder = None
         return super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
+
+    @property
+    def _encodes_both(self) -> bool:
+        """Whether the model has both towers, which read texts and images rather than features of these."""
+        features = self.config.image_feature_dim, getattr(self.config, "text_feature_dim", None)
+        return set(self.input_modalities) == {"image", "text"} and features == (None, None)
 
     def post_init(self):
         super().post_init()

@@ -138,8 +138,10 @@ class CMFAHProcessor(TextReader, ProcessorMixin):
             OSError: If it has no tokenizer or image processor, or the Hub cannot be reached.
         """
         if isinstance(config.dual_encoder_config, PreTrainedConfig):
-            tokenizer = tokenizer_of_backbone(config.dual_encoder_config)
-            return cls(_dual_image_processor(config), tokenizer, word_level=False)
+            sentence = sentence_settings(config.dual_encoder_config.name_or_path, dual=True)
+            tokenizer = tokenizer_of_backbone(config.dual_encoder_config, sentence)
+            image_processor = _dual_image_processor(config, sentence.location)
+            return cls(image_processor, tokenizer, word_level=False, text_prompt=sentence.prompt)
         if not isinstance(config.text_backbone_config, PreTrainedConfig):
             raise ValueError("This model has word vectors and no pretrained text encoder; use from_vocabulary.")
         sentence = sentence_settings(config.text_backbone_config.name_or_path)
@@ -341,7 +343,7 @@ def _new_image_processor(
     )
 
 
-def _dual_image_processor(config: CMFAHConfig) -> ImageProcessingMixin:
+def _dual_image_processor(config: CMFAHConfig, location: dict[str, str]) -> ImageProcessingMixin:
     """The image processor of a dual encoder, from the folder or repository of its configuration.
 
     One with settings of its own, such as the cutting into patches of SigLIP 2, is replaced by a square resize with the
@@ -353,7 +355,7 @@ def _dual_image_processor(config: CMFAHConfig) -> ImageProcessingMixin:
     assert isinstance(encoder, PreTrainedConfig)
     if not encoder.name_or_path:
         raise ValueError("dual_encoder_config names no source of an image processor; give dual_encoder.")
-    found = AutoImageProcessor.from_pretrained(encoder.name_or_path, trust_remote_code=is_remote(encoder))
+    found = AutoImageProcessor.from_pretrained(encoder.name_or_path, trust_remote_code=is_remote(encoder), **location)
     settings = json.loads(found.to_json_string())  # `to_dict` holds tuples
     try:
         return load_image_processor(settings, Path(encoder.name_or_path), {})

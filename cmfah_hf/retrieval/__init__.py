@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "ShardedHashIndex": "cluster",
         "encode_with_ray": "cluster",
         "CrossMediaRetriever": "retriever",
+        "reverse_bit_order": "codes",
         "EXPORTERS": "exporters",
         "milvus_query": "exporters",
         "pgvector_query": "exporters",

@@ -163,6 +163,24 @@ def unpack(packed: Any, bits: int | None = None) -> np.ndarray:
     return np.unpackbits(packed, axis=1, bitorder="little").astype(np.int8) * 2 - 1
 
 
+def reverse_bit_order(packed: Any) -> np.ndarray:
+    """The same codes with the bits of each byte in reverse order, `(..., K / 8)` uint8.
+
+    Converts packed codes of this package, whose first bit is the least significant, to the order of `numpy.packbits`
+    and of `precision="ubinary"` in sentence-transformers, whose first bit is the most significant, and back.
+
+    >>> reverse_bit_order(pack([[0.5, -0.5, 0.5, -1.0, -1.0, -1.0, -1.0, -1.0]]))
+    array([[160]], dtype=uint8)
+
+    Raises:
+        HashIndexError: If `packed` is not uint8.
+    """
+    packed = as_array(packed)
+    if packed.dtype != np.uint8:
+        raise HashIndexError(f"Packed codes are uint8, not {packed.dtype}; encode with precision='ubinary'.")
+    return _REVERSED.take(packed)
+
+
 def signs_of(packed: np.ndarray) -> np.ndarray:
     """Unpacks `(..., K / 8)` uint8 codes into `(..., K)` float32 of +-1, for arithmetic with real values."""
     return _SIGNS_OF_BYTE.take(packed, axis=0).reshape(*packed.shape[:-1], 8 * packed.shape[-1])
@@ -235,3 +253,4 @@ _ZEROS_AND_ONES = (
     'or packed bytes, `numpy.packbits(codes > 0, axis=1, bitorder="little")`.'
 )
 _SIGNS_OF_BYTE = unpack(np.arange(256, dtype=np.uint8)[:, None]).astype(np.float32)
+_REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), axis=1)[:, 0]

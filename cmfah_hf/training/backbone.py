@@ -118,7 +118,8 @@ def load_text_backbone_weights(text_model: CMFAHTextModel) -> None:
 def _load_half(tower: CMFAHImageModel | CMFAHTextModel, side: Side, source: str) -> None:
     """Loads published weights into one half of a dual encoder, from a folder or the Hub."""
     try:
-        tensors = read_encoder(tower.config.dual_encoder_config, source, {})
+        location = sentence_settings(source, dual=True).location
+        tensors = read_encoder(tower.config.dual_encoder_config, source, location)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise CheckpointError(f"{source}: no weights of a dual encoder can be loaded from there ({reason}).") from error

@@ -25,6 +25,7 @@ from cmfah_hf.models import CMFAHConfig, CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.dual_encoder import digest_of, dual_encoder_class, read_encoder, side_tensors
 from cmfah_hf.models.model_files import find_file, is_folder, pinned
 from cmfah_hf.models.remote_code import RemoteCodeError
+from cmfah_hf.models.sentence_files import sentence_settings
 from cmfah_hf.retrieval.items import batches_of
 
 TEXTS_AT_ONCE = 256
@@ -48,7 +49,8 @@ def load_dual_encoder(
             assert isinstance(config.dual_encoder_config, PreTrainedConfig)
             processor = CMFAHProcessor.from_backbones(config)
             config.pad_token_id = processor.tokenizer.pad_token_id
-            commit = pinned(encoder, find_file(encoder, CONFIG_NAME, {}), {})
+            location = sentence_settings(encoder, dual=True).location
+            commit = pinned(encoder, find_file(encoder, CONFIG_NAME, location), location)
             tensors = read_encoder(config.dual_encoder_config, encoder, commit)
         model = CMFAHModel(config).eval()
     except RemoteCodeError as error:
@@ -66,7 +68,7 @@ def load_dual_encoder(
         _align(tower.embeddings.projection, half.own_projection)
     if link or (link is None and not is_folder(encoder)):
         config.encoder_source, config.encoder_revision = encoder, commit.get("revision")
-        config.encoder_digest = digest_of(tensors)
+        config.encoder_digest, config.encoder_subfolder = digest_of(tensors), commit.get("subfolder")
         if config.encoder_revision is None:
             raise CheckpointError(
                 f"{encoder}: only an encoder of the Hub can be named by its commit; save its weights."

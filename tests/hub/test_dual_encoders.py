@@ -18,6 +18,14 @@ from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.training.compression import compress, save_figures
 from cmfah_hf.training.evaluate import evaluate_folder
 
+SENTENCES = """
+import json, sys
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("org/model", trust_remote_code=True, device="cpu")
+assert type(model[0].model).__module__.startswith("transformers_modules.")
+print(json.dumps([model.encode([sys.argv[1]]).tolist(), model.encode(["a dog on the beach"]).tolist()]))
+"""
 WITHOUT_THE_PACKAGE = """
 import json, sys
 from pathlib import Path
@@ -156,17 +164,38 @@ def test_unreachable_encoders_are_reported_in_one_line(hub, here, tmp_path):
         compress("org/nothing", images, tmp_path / "model", bits=16)
 
 
+def test_encoder_in_a_subfolder_is_named_with_it(hub, here, tmp_path):
+    """As of a `SentenceTransformer` that holds a CLIP."""
+    write_dual_encoder("clip", tmp_path / "encoder" / "0_CLIPModel")
+    module = {"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}
+    (tmp_path / "encoder" / "modules.json").write_text(json.dumps([module]))
+    commit = push_encoder(tmp_path / "encoder")
+    compress("org/clip", draw_images(tmp_path / "images"), tmp_path / "model", bits=16)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    found = [config[f"encoder_{name}"] for name in ("source", "revision", "subfolder")]
+    assert found == ["org/clip", commit, "0_CLIPModel"]
+    push_model(tmp_path / "model", "org/model", progress=False)
+    local = CrossMediaRetriever.from_pretrained(tmp_path / "model")
+    assert CrossMediaRetriever.from_pretrained("org/model").fingerprint == local.fingerprint
+    copied = tmp_path / "copied"
+    compress(str(tmp_path / "encoder"), tmp_path / "images", copied, bits=16)
+    assert CrossMediaRetriever.from_pretrained(copied).encode_texts(["a dog"]) == pytest.approx(
+        local.encode_texts(["a dog"]), abs=1e-6
+    )
+
+
 @pytest.mark.slow
-def test_compressed_model_loads_without_the_package(compressed, hub, tmp_path):
+@pytest.mark.parametrize("script", [WITHOUT_THE_PACKAGE, SENTENCES], ids=["transformers", "sentence-transformers"])
+def test_compressed_model_loads_without_the_package(compressed, hub, tmp_path, script):
     environment = hub.environment(tmp_path / "home", "hf_writer") | {"OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
     image = tmp_path / "images" / "3.png"
     ended = subprocess.run(
-        [sys.executable, "-I", "-c", WITHOUT_THE_PACKAGE, str(image)],
+        [sys.executable, "-I", "-c", script, str(image)],
         env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     retriever = CrossMediaRetriever.from_pretrained(tmp_path / "model")
-    found = [np.array(value, np.float32) for value in json.loads(ended.stdout)]
+    found = [np.array(value, np.float32) for value in json.loads(ended.stdout.splitlines()[-1])]
     np.testing.assert_allclose(found[0], retriever.encode_images([image]), atol=1e-6)
     np.testing.assert_allclose(found[1], retriever.encode_texts(["a dog on the beach"]), atol=1e-6)

@@ -42,6 +42,12 @@ values = {"image": image_hash, "text": text_hash, "pipe.text": torch.tensor(foun
           "pipe.sea": torch.tensor(alone["hash_values"])[None]}
 save_file({name: value.contiguous() for name, value in values.items()}, sys.argv[1])
 """
+# Follows it, and the block of the card for sentence-transformers.
+SENTENCES = """
+assert type(model[0].model).__module__.startswith("transformers_modules."), type(model[0].model).__module__
+values = {"image": torch.from_numpy(image_hash), "text": torch.from_numpy(text_hash)}
+save_file(values, sys.argv[1] + ".sentences")
+"""
 
 
 def blocks(card: str) -> list[str]:
@@ -69,6 +75,7 @@ def test_card_reports_the_results_of_the_run(published_here):
         assert result.metric_value == pytest.approx(figures[f"{ranking}/{direction}/map"], abs=1e-6)
         assert (result.dataset_name, result.dataset_split) == (published_here.run.scenes.name, "query")
     assert (card.data.license, card.data.library_name) == ("apache-2.0", "transformers")
+    assert "sentence-transformers" in card.data.tags
     for ranking, title in (("hamming", "Hamming"), ("aqd", "AQD")):
         row = re.search(rf"^\| MAP, {title} \| (\S+) \| (\S+) \|$", card.text, re.MULTILINE)
         assert [float(value) for value in row.groups()] == [
@@ -119,7 +126,7 @@ def test_code_of_the_card_runs_with_the_package(published_here, capsys):
 @pytest.mark.slow
 def test_code_of_the_card_runs_without_the_package(published, tmp_path):
     """In a process that cannot import the package; then again without network."""
-    (pasted,) = (block for block in blocks(published.card) if "trust_remote_code" in block)
+    pasted, sentences = (block for block in blocks(published.card) if "trust_remote_code" in block)
     text = json.loads(re.search(r"text=\[(\".*?\")\]", pasted)[1])
     script = WITHOUT_THE_PACKAGE.replace("PASTED", pasted).replace("TEXT", repr(text))
     environment = published.hub.environment(tmp_path / "home", "hf_writer") | {"OMP_NUM_THREADS": "1"}
@@ -127,10 +134,12 @@ def test_code_of_the_card_runs_without_the_package(published, tmp_path):
     expected = hashes(
         AutoModel.from_pretrained(published.run.folder), CMFAHProcessor.from_pretrained(published.run.folder), text
     )
+    without_both = script.replace('== "cmfah_hf"', 'in ("cmfah_hf", "sentence_transformers")')
+    scripts = {"online": f"{script}\n{sentences}\n{SENTENCES}", "offline": without_both}
     for name, further in (("online", {}), ("offline", {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"})):
         target = tmp_path / f"{name}.safetensors"
         result = subprocess.run(
-            [sys.executable, "-I", "-c", script, str(target)],
+            [sys.executable, "-I", "-c", scripts[name], str(target)],
             env=environment | further,
             cwd=tmp_path,
             capture_output=True,
@@ -143,6 +152,9 @@ def test_code_of_the_card_runs_without_the_package(published, tmp_path):
         assert torch.equal(found["text"], expected[1])
         assert torch.equal(found["pipe.text"], expected[1])
         torch.testing.assert_close(found["pipe.sea"], expected[0][1:])  # single inputs, not a batch of two
+    found = load_file(tmp_path / "online.safetensors.sentences")
+    for name, values in zip(("image", "text"), expected, strict=True):
+        torch.testing.assert_close(found[name], values)
 
 
 def test_settings_are_downloaded_as_the_card_describes(published_here, tmp_path):

@@ -46,6 +46,7 @@ def test_uploaded_and_skipped_files(push_run, hub, trained, tmp_path):
     assert set(done.files) == {
         ".cmfah-hf.json", "README.md", "config.json", "model.safetensors", "pretraining.safetensors",
         "model.safetensors.index.pretraining.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json",
+        "modules.json", "config_sentence_transformers.json",
         "expander.json", "expander.safetensors", "skip_gram.json", "skip_gram.safetensors", "run.yaml", "metrics.json",
         "plots/precision_at_k.png", "plots/precision_recall.png", "plots/attention.png",
         *(path.name for path in (ROOT / "cmfah_hf" / "models").glob("*_cmfah.py")),
@@ -53,8 +54,8 @@ def test_uploaded_and_skipped_files(push_run, hub, trained, tmp_path):
         "configuration_files.py",
         "backbone_tokenizer.py", "codes.py", "image_encoder.py", "text_encoder.py", "dual_encoder.py",
         "encoder_output.py", "adapters.py", "named_encoders.py", "remote_code.py", "sentence_files.py",
-        "image_settings.py", "similar_words.py", "text_reading.py", "tokenizer_files.py", "word_rules.py",
-        "word_tokenizer.py",
+        "image_inputs.py", "image_settings.py", "sentence_module.py", "similar_words.py", "text_reading.py",
+        "tokenizer_files.py", "word_rules.py", "word_tokenizer.py",
     }  # fmt: skip
     for name in ("expander.safetensors", "metrics.json", "plots/attention.png"):
         assert files[name] == (trained.folder / name).read_bytes()

@@ -208,6 +208,8 @@ def test_weights_of_a_named_encoder_are_fetched_and_checked(tmp_path, monkeypatc
         {"encoder_source": "org/..clip"},
         {"encoder_revision": "main"},
         {"encoder_digest": None},
+        {"encoder_subfolder": "../clip"},
+        {"encoder_subfolder": "a..b"},
         {"dual_encoder": "org/clip"},
     ],
 )

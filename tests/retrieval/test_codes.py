@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from cmfah_hf.errors import HashIndexError
-from cmfah_hf.retrieval.codes import as_array, pack, round_for_aqd, sign, unpack
+from cmfah_hf.retrieval.codes import as_array, pack, reverse_bit_order, round_for_aqd, sign, unpack
 
 hash_values = (
     st.integers(1, 16)
@@ -42,6 +42,27 @@ def test_unpack_reverses_pack(values):
     assert packed.dtype == np.uint8
     np.testing.assert_array_equal(unpack(packed), sign(values))
     np.testing.assert_array_equal(pack(unpack(packed)), packed)
+
+
+@given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=9)))
+@settings(max_examples=60)
+def test_reversing_the_bit_order_twice_changes_nothing(packed):
+    reverse = reverse_bit_order(packed)
+    assert (reverse.shape, reverse.dtype) == (packed.shape, np.uint8)
+    np.testing.assert_array_equal(reverse_bit_order(reverse), packed)
+    np.testing.assert_array_equal(np.unpackbits(reverse), np.unpackbits(packed, bitorder="little"))
+
+
+@given(hash_values)
+@settings(max_examples=60)
+def test_reversed_codes_have_the_first_bit_first(values):
+    np.testing.assert_array_equal(reverse_bit_order(pack(values)), np.packbits(values >= 0, axis=1))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float32", "bool"])
+def test_only_packed_codes_have_a_bit_order(dtype):
+    with pytest.raises(HashIndexError, match=f"Packed codes are uint8, not {dtype}"):
+        reverse_bit_order(np.zeros((2, 2), dtype))
 
 
 BITS = np.array([[1] * 8, [0, 1, 1, 0, 0, 1, 0, 1]])
