@@ -156,17 +156,17 @@ class PageSession:
             port = str(free.getsockname()[1])
         serve = typer.main.get_command(app).commands["serve"]
         context = serve.make_context("serve", [*command.words[2:], "--port", port])
-        made, ready = [], threading.Event()
+        made, ready, patch = [], threading.Event(), pytest.MonkeyPatch()
 
         class Reported(server.Server):
             def run_and_report(self, listening: socket.socket, report: Callable[[], None]) -> None:
                 made.append(self)
+                patch.undo()  # before the next server of the page
                 super().run_and_report(listening, ready.set)
 
         def run() -> None:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(server, "Server", Reported)
-                context.invoke(serve.callback, **context.params)
+            patch.setattr(server, "Server", Reported)
+            context.invoke(serve.callback, **context.params)
 
         thread = threading.Thread(target=run)
         thread.start()
