@@ -87,6 +87,8 @@ class PageSession:
         program, *words = command.words
         if program == "curl":
             return self._curl(words, command)
+        if program == "trackio":
+            return self._trackio(words, command)
         assert program == "cmfah", f"{command.place}: {program} is neither run nor in the list of parsed commands"
         parse_cmfah(words)  # the original words, before they are replaced
         words = [self._at_this_port(INSTEAD.get(word, word)) for word in words]
@@ -107,6 +109,15 @@ class PageSession:
         words = [self._at_this_port(word) for word in words]
         done = subprocess.run(["curl", "-sS", "--fail-with-body", *words], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, f"{command.place}: {command}\n{done.stdout}{done.stderr}"
+        self.printed[str(command)] = done.stdout
+        return done.stdout
+
+    def _trackio(self, words: list[str], command: Command) -> str:
+        """The output of a command of trackio, which must find something."""
+        program = Path(sys.executable).with_name("trackio")
+        done = subprocess.run([program, *words], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{command.place}: {command}\n{done.stdout}{done.stderr}"
+        assert done.stdout.strip(), f"{command.place}: {command}"
         self.printed[str(command)] = done.stdout
         return done.stdout
 
