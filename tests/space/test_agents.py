@@ -216,6 +216,24 @@ def test_messages_are_bounded(ask, monkeypatch, uploads):
     assert ask(notification)[0] == 503
 
 
+def test_on_the_hub_tools_have_the_name_of_the_space_and_there_are_no_others(monkeypatch):
+    from gradio.mcp import GradioMCPServer
+
+    def answer(text: str) -> dict:
+        return {"text": text}
+
+    with gr.Blocks() as app:
+        for endpoint in (*agents.TOOLS.values(), "another"):
+            gr.api(answer, api_name=endpoint)
+    monkeypatch.setattr("gradio.utils.get_space", lambda: "owner/my-search")
+    app.mcp_server_obj = server = GradioMCPServer(app)
+    assert len(server.tool_to_endpoint) == 5
+    agents.keep_tools(app)
+    assert server.tool_to_endpoint == {f"my_search_{tool}": f"/{endpoint}" for tool, endpoint in agents.TOOLS.items()}
+    (content,) = server.postprocess_output_data([{"text": None, "score": 1.5}], "http://localhost")
+    assert json.loads(content.text) == {"text": None, "score": 1.5}
+
+
 def test_a_missing_library_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(agents, "find_spec", lambda name: None)
     with pytest.raises(CMFAHError, match=r"pip install 'cmfah-hf\[mcp\]'\.$"):
