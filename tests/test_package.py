@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tarfile
 import textwrap
 import venv
 import zipfile
@@ -49,6 +50,45 @@ def test_the_wheel_contains_every_file(installed, folder, place):
 def test_the_wheel_contains_nothing_else(installed):
     tops = {name.partition("/")[0] for name in installed}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"cmfah_hf"}
+
+
+@pytest.fixture(scope="module")
+def source_distribution(tmp_path_factory) -> Path:
+    from hatchling.builders.sdist import SdistBuilder
+
+    (path,) = SdistBuilder(str(ROOT)).build(directory=str(tmp_path_factory.mktemp("sdist")), versions=["standard"])
+    return Path(path)
+
+
+def test_both_distributions_pass_the_checks_of_the_index(wheel, source_distribution):
+    for command in (
+        ["twine", "check", "--strict", str(wheel), str(source_distribution)],
+        ["check_wheel_contents", str(wheel)],
+    ):
+        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_source_distribution_builds_the_same_wheel_and_has_nothing_else(source_distribution, installed, tmp_path):
+    from hatchling.builders.wheel import WheelBuilder
+
+    with tarfile.open(source_distribution) as archive:
+        archive.extractall(tmp_path, filter="data")
+        sizes = {member.name.partition("/")[2]: member.size for member in archive.getmembers() if member.isfile()}
+    (folder,) = tmp_path.iterdir()
+    (path,) = WheelBuilder(str(folder)).build(directory=str(tmp_path / "built"), versions=["standard"])
+    with zipfile.ZipFile(path) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == installed
+    assert max(sizes.values()) < 2 * 2**20
+    assert sum(sizes.values()) < 20 * 2**20
+    assert not [
+        name for name in sizes if any(part.startswith(".") for part in Path(name).parts) and name != ".gitignore"
+    ]
+    tracked = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True)
+    if tracked.returncode == 0:  # not in an unpacked source distribution
+        ignored = ["git", "-C", str(ROOT), "ls-files", "-z", "--others", "--exclude-standard"]
+        new = subprocess.run(ignored, capture_output=True, text=True, check=True).stdout
+        assert sizes.keys() - {"PKG-INFO"} <= {*tracked.stdout.split("\0"), *new.split("\0")}
 
 
 def required(name: str, extras: tuple[str, ...] = (), found: dict[str, set[str]] | None = None) -> dict[str, set[str]]:

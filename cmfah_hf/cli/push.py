@@ -53,6 +53,9 @@ def push(
         int | None, typer.Option(help="Maximum number of images that the Space shows. Default: 320.")
     ] = None,
     title: Annotated[str | None, typer.Option(help="Title of the Space's page.")] = None,
+    mcp: Annotated[
+        bool | None, typer.Option("--mcp", help="Let agents search in the Space, by the Model Context Protocol.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Also replace files changed on the Hub since the last push.")
     ] = False,
@@ -80,7 +83,7 @@ def push(
         "--onnx": onnx or None,
         "--mteb": mteb,
     }
-    of_a_space = {"--data": data, "--split": split, "--limit": limit, "--title": title}
+    of_a_space = {"--data": data, "--split": split, "--limit": limit, "--title": title, "--mcp": mcp}
     for option, value in (of_a_model if space else of_a_space).items():
         if value is not None:
             raise HubError(
@@ -94,7 +97,7 @@ def push(
         "progress": not json,
     }
     if space:
-        done = push_space(repo_id, run, data, split, limit, title, **common)
+        done = push_space(repo_id, run, data, split, limit, title, mcp=bool(mcp), **common)
     elif run is None:
         raise HubError("Nothing to push: give the output folder of a training run, or add --space.")
     else:

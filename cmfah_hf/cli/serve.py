@@ -39,6 +39,10 @@ def serve(
     read_only: Annotated[
         bool, typer.Option("--read-only", help="Only search; other programs may update the index file.")
     ] = False,
+    mcp: Annotated[
+        bool,
+        typer.Option("--mcp", help="Let agents search at /mcp, by the Model Context Protocol; they change nothing."),
+    ] = False,
     limit: Annotated[
         list[str] | None, typer.Option(help="'NAME=NUMBER': another limit, such as k=5000; may be repeated.")
     ] = None,
@@ -64,5 +68,5 @@ def serve(
     with saving_on_termination():
         serve(
             sources, host, port, token, without_token=no_token, further_hosts=allow_host or (), limits=limits,
-            any_model=any_model, trust_remote_code=trust_remote_code, backend=backend, precision=precision,
+            mcp=mcp, any_model=any_model, trust_remote_code=trust_remote_code, backend=backend, precision=precision,
         )  # fmt: skip

@@ -37,6 +37,10 @@ def space(
             "given several times."
         ),
     ] = None,
+    mcp: Annotated[
+        bool | None,
+        typer.Option("--mcp/--no-mcp", help="Whether agents can search, by the Model Context Protocol. Default: not."),
+    ] = None,
 ) -> None:
     """Serve the search page on this machine: search, why, codes, quality. Without a model it shows drawn scenes.
 
@@ -59,6 +63,6 @@ def space(
         settings = replace(settings, model=str(Path(model).absolute()) if Path(model).exists() else model)
     if named:
         settings = replace(settings, data=named[0] if len(named) == 1 else named, examples=())
-    given = {"split": split, "limit": limit, "title": title, "hosts": tuple(allow_host or ()) or None}
+    given = {"split": split, "limit": limit, "title": title, "hosts": tuple(allow_host or ()) or None, "mcp": mcp}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     serve(settings, folder, host, port, announce=say)

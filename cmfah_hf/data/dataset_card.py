@@ -1,4 +1,4 @@
-"""The card of a data set (`README.md`): the files of each split by its `configs`, and names of splits."""
+"""The card of a data set (`README.md`): the files of each split by its `configs`, names of splits, and sizes."""
 
 import re
 from collections.abc import Sequence
@@ -15,6 +15,8 @@ _SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
 # The head of a card, by the rule of the Hub.
 _HEAD = re.compile(r"\s*---[\r\n]+(.*?)[\r\n]+---(\r?\n|$)", re.DOTALL)
 _MOST_BYTES = 2**24
+# Powers of ten from 1,000 on, as the Hub names them.
+_SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 _FORM = 'give "path", or entries with "split" and "path"'
 
 
@@ -85,3 +87,11 @@ def _matching(card: Path, patterns: Sequence[str]) -> list[str]:
         refuse_links_outside(card.parent, found)
         files += map(str, found)
     return files
+
+
+def size_category(pairs: int) -> str:
+    """The range of sizes by which the Hub filters data sets, such as `1K<n<10K`."""
+    place = sum(pairs >= 10**power for power in range(3, 13))
+    if place == 0:
+        return f"n<{_SIZES[0]}"
+    return f"n>{_SIZES[-1]}" if place == len(_SIZES) else f"{_SIZES[place - 1]}<n<{_SIZES[place]}"

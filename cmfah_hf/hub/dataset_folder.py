@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from cmfah_hf.data.dataset_card import CARD_NAME, card_splits
+from cmfah_hf.data.dataset_card import CARD_NAME, card_splits, size_category
 from cmfah_hf.documents import file_of
 from cmfah_hf.errors import DataError
 from cmfah_hf.hub.cards import card_of
@@ -184,6 +184,8 @@ def _card(title: str, counts: Mapping[str, int], classes: list[str]) -> str:
     data_files = [{"split": name, "path": f"data/{name}-*.parquet"} for name in counts]
     head = {
         "pretty_name": title,
+        "task_categories": ["feature-extraction"],
+        "size_categories": [size_category(sum(counts.values()))],
         "tags": ["cross-modal-retrieval", "image", "text"],
         "configs": [{"config_name": "default", "data_files": data_files}],
     }

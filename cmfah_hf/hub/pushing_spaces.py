@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.errors import HubError
 from cmfah_hf.hub.finished_run import WORDS, is_repo_id, read_run
 from cmfah_hf.hub.model_folder import write_metrics, write_model
@@ -14,6 +15,8 @@ from cmfah_hf.space.settings import SCENES, SETTINGS_NAME, SpaceSettings, bundle
 
 # Files of a Space that may be edited independently of the rest.
 _MAY_STAY = ("app.py", "requirements.txt")
+# The tag by which the Hub finds Spaces for agents, in the card.
+_TAGS, _AGENTS_TAG = "\ntags:\n", "  - mcp-server\n"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ def push_space(
     limit: int | None = None,
     title: str | None = None,
     examples: tuple[str, ...] = (),
+    mcp: bool = False,
     private: bool = False,
     token: str | None = None,
     revision: str | None = None,
@@ -57,6 +61,7 @@ def push_space(
         limit: Maximum number of images.
         title: Title of the page.
         examples: Example queries.
+        mcp: Whether agents can search in the Space, by the Model Context Protocol.
         private: Create a private repository. An existing public one is an error.
         token: Default: the token of `HF_TOKEN` or `hf auth login`. It is never printed or logged.
         revision: The branch; created from main if needed.
@@ -86,7 +91,7 @@ def push_space(
         raise HubError(f"{data}: a Space cannot read local data; push it with `cmfah data push`, and give its Hub id.")
     if model is not None or data is not None or examples:
         settings = replace(settings, examples=tuple(examples))
-    given: dict[str, Any] = {"data": data, "split": split, "limit": limit, "title": title}
+    given: dict[str, Any] = {"data": data, "split": split, "limit": limit, "title": title, "mcp": mcp or None}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     with staging(cached_assets_path("cmfah-hf", "push", "spaces"), str(folder), repo_id) as stage:
         path = stage / SETTINGS_NAME
@@ -94,6 +99,10 @@ def push_space(
         if folder is not None and model is not None:
             folder = _write_model(folder, stage / "model")
         files = {**space_files(folder), SETTINGS_NAME: path}
+        if settings.mcp:
+            card = files[CARD_NAME].read_text(encoding="utf-8")
+            files[CARD_NAME] = stage / CARD_NAME
+            files[CARD_NAME].write_text(card.replace(_TAGS, _TAGS + _AGENTS_TAG, 1), encoding="utf-8")
         done = publish(
             files,
             repo_id,

@@ -25,6 +25,7 @@ _HOME = {
     **dict.fromkeys(("CMFAHOutput", "CMFAHTowerOutput"), "outputs_cmfah"),
     "CMFAHProcessor": "processing_cmfah",
     "CrossModalRetrievalPipeline": "pipeline_cmfah",
+    "modules_to_save": "adapters",
 }
 
 __all__ = sorted(_HOME)

@@ -6,10 +6,11 @@
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .configuration_cmfah import CMFAHConfig
 
-_PART = ".lora_"
+_PART, _HEAD = ".lora_", "hash_head"
 
 
 def add_adapters(backbone: nn.Module, rank: int) -> None:
@@ -46,6 +47,16 @@ def adapt_encoders(model: nn.Module, rank: int) -> None:
     encoders: list[Any] = [module for module in model.modules() if hasattr(module, "adapt")]
     for encoder in encoders:
         encoder.adapt()
+
+
+def modules_to_save(model: nn.Module) -> list[str]:
+    """The names that an adapter made by peft's own functions needs as `modules_to_save`, so that it gives equal codes
+    when it is loaded again: the heads, which are trained with it, and all batch norms, whose statistics change in
+    training even where their weights are fixed. An adapter holds nothing else of the model.
+    """
+    heads = [name for name, _ in model.named_modules() if name.rpartition(".")[2] == _HEAD]
+    norms = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm)]
+    return heads + [name for name in norms if not name.startswith(tuple(f"{head}." for head in heads))]
 
 
 def merge_adapters(model: nn.Module) -> None:

@@ -115,6 +115,17 @@ class HashIndex(BaseHashIndex):
         with self._changing:
             return self._rows.rows_of(wanted) >= 0
 
+    def codes_of(self, ids: Any) -> np.ndarray:
+        """`(n, K / 8)` uint8: the packed codes of `n` items, in the order of their ids.
+
+        Raises:
+            HashIndexError: If an id is unknown, or repeated.
+        """
+        wanted = id_array(ids)
+        with self._changing:
+            rows = self._held_rows(wanted, "read")
+            return self._rows.now.codes[rows]
+
     def add(
         self, codes: Any, ids: Sequence[int] | Sequence[str] | np.ndarray | None = None, metadata: Any = None
     ) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -31,8 +31,12 @@ from cmfah_hf.serving.schemas import (
 )
 from cmfah_hf.serving.served import BusyError, ServedRetriever
 from cmfah_hf.serving.tokens import TokenCheck
+from cmfah_hf.space.agents import require_mcp
 from cmfah_hf.space.hosts import AllowedHosts
 from cmfah_hf.space.requests import RefusedError
+
+if TYPE_CHECKING:
+    from cmfah_hf.serving.agents import AgentEndpoint
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +56,9 @@ _METRICS: dict[int | str, dict[str, Any]] = {
 _RUNNING: dict[int | str, dict[str, Any]] = {202: {"model": SyncReply, "description": "The update is still running."}}
 
 
-def build_service(served: ServedRetriever, token: str | None, hosts: AllowedHosts, limits: ServiceLimits) -> Guard:
+def build_service(
+    served: ServedRetriever, token: str | None, hosts: AllowedHosts, limits: ServiceLimits, mcp: bool = False
+) -> Guard:
     """The search service.
 
     Args:
@@ -60,15 +66,20 @@ def build_service(served: ServedRetriever, token: str | None, hosts: AllowedHost
         token: The token that clients have to send, or None.
         hosts: The allowed hosts.
         limits: The limits.
+        mcp: Whether there is an endpoint for agents, by the Model Context Protocol.
+
+    Raises:
+        CMFAHError: If the library of the protocol is missing.
     """
     endpoints = Endpoints(served, limits)
+    agents = _agent_endpoint(endpoints) if mcp else None
     api = FastAPI(
         title="cmfah serve",
         summary="Search of images and texts by their codes.",
         version=cmfah_hf.__version__,
         docs_url=None,  # its page would load scripts from another server
         redoc_url=None,
-        lifespan=_lifespan(endpoints),
+        lifespan=_lifespan(endpoints, agents),
         responses=_ERRORS,
         exception_handlers={RefusedError: _refused, CMFAHError: _unusable, HTTPException: _unknown, Exception: _failed},
     )
@@ -83,6 +94,9 @@ def build_service(served: ServedRetriever, token: str | None, hosts: AllowedHost
     api.post("/sync", response_model=SyncReply, responses=_RUNNING, openapi_extra=sync)(endpoints.sync)
     _complete(api.openapi(), token is not None)
     paths = ["/openapi.json", *api.openapi()["paths"]]
+    if agents is not None:
+        api.router.routes += agents.routes()
+        paths += [route.path for route in agents.routes()]
     return Guard(api, hosts, TokenCheck(token), limits, endpoints.metrics, paths)
 
 
@@ -97,14 +111,22 @@ def _complete(document: dict[str, Any], has_token: bool) -> None:
             document["paths"][path]["get"]["security"] = []
 
 
-def _lifespan(endpoints: Endpoints) -> Callable[[FastAPI], Any]:
+def _agent_endpoint(endpoints: Endpoints) -> "AgentEndpoint":
+    require_mcp()
+    from cmfah_hf.serving.agents import AgentEndpoint
+
+    return AgentEndpoint(endpoints)
+
+
+def _lifespan(endpoints: Endpoints, agents: "AgentEndpoint | None") -> Callable[[FastAPI], Any]:
     """Saves changes regularly, and at the end waits for the threads. The caller of the server saves what is left."""
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         saving = asyncio.create_task(_save_regularly(endpoints))
         try:
-            yield
+            async with contextlib.nullcontext() if agents is None else agents.running():
+                yield
         finally:
             saving.cancel()
             endpoints.served.stop()

@@ -46,7 +46,7 @@ async def read_body(request: Request, model: type[M], limits: ServiceLimits) -> 
             name = next(iter({**form.texts, **form.files}))
             raise QueryError(f"The form has a part {name!r:.80}; it may have query, a text, and image, files.")
         content = texts[0].encode("utf-8", "surrogatepass") if texts else b"{}"
-        images = [_open(number, file, limits) for number, file in enumerate(files)]
+        images = [open_image(f"Image {number}", file, limits) for number, file in enumerate(files)]
     try:
         value = parse_json(content or b"{}", "The request")
     except ValueError as error:
@@ -54,19 +54,24 @@ async def read_body(request: Request, model: type[M], limits: ServiceLimits) -> 
     try:
         return Body(model.model_validate(value), images)
     except ValidationError as error:
-        raise QueryError(_first_of(error)) from None
+        raise QueryError(first_fault(error)) from None
 
 
-def _open(number: int, content: bytes, limits: ServiceLimits) -> Image.Image:
+def open_image(name: str, content: bytes, limits: ServiceLimits) -> Image.Image:
+    """The header of an image file of a request, within the limits.
+
+    Raises:
+        ImageError: If it cannot be used; the error begins with `name`.
+    """
     if len(content) > limits.image_bytes:
-        raise ImageError(f"Image {number} has more than {limits.image_bytes:,} bytes; send a smaller one.")
+        raise ImageError(f"{name} has more than {limits.image_bytes:,} bytes; send a smaller one.")
     try:
         return open_upload(content, limits.image_pixels)
     except ImageError as error:
-        raise ImageError(f"Image {number}: {error}") from error
+        raise ImageError(f"{name}: {error}") from error
 
 
-def _first_of(error: ValidationError) -> str:
+def first_fault(error: ValidationError) -> str:
     """The first fault in one line, without the value, which may be long."""
     found = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(map(str, found["loc"]))

@@ -51,6 +51,10 @@ class Endpoints:
 
     async def info(self) -> Response:
         """The model and the indexes."""
+        return JsonReply(self.describe())
+
+    def describe(self) -> dict[str, Any]:
+        """The content of `InfoReply`."""
         indexes = {}
         for target in MODALITIES:
             index = self.served.index(target)
@@ -64,7 +68,7 @@ class Endpoints:
             }
         retriever = self.served.retriever
         facts = {"version": cmfah_hf.__version__, "model": retriever.fingerprint}
-        return JsonReply({**facts, "bits": retriever.hash_bits, "indexes": indexes})
+        return {**facts, "bits": retriever.hash_bits, "indexes": indexes}
 
     async def show_metrics(self) -> Response:
         """Counts and times of requests, and sizes of indexes, in Prometheus' text format."""
@@ -76,14 +80,27 @@ class Endpoints:
     async def search(self, request: Request) -> Response:
         """The nearest items of a text, of uploaded images, of both, or of weighted terms."""
         body = await read_body(request, SearchRequest, self.limits)
-        asked, images, limits = body.asked, body.images, self.limits
+        return JsonReply(await self.find(body.asked, body.images))
+
+    async def find(self, asked: SearchRequest, images: Sequence[Image.Image]) -> dict[str, Any]:
+        """The content of `SearchReply`.
+
+        Args:
+            asked: The search.
+            images: The headers of its images, as `open_upload` returns them.
+
+        Raises:
+            CMFAHError: If there is no answer to such a request.
+            RefusedError: If the server is busy.
+        """
+        limits = self.limits
         texts = [] if asked.text is None else [asked.text] if isinstance(asked.text, str) else asked.text
         words = [*texts, *(term.text for term in asked.terms or () if term.text is not None), *asked.where]
         _check_count("k", asked.k, limits.k)
         _check_count("The number of texts", len(texts), limits.texts)
         _check_count("The number of terms", len(asked.terms or ()), limits.texts)
         _check_count("The number of conditions", len(asked.where), limits.conditions)
-        _check_lengths(words, limits)
+        self.check_lengths(words)
         _check_count("The number of pixels of all images", sum(map(_pixels, images)), limits.image_pixels)
         terms = None
         if asked.terms is not None:
@@ -92,7 +109,7 @@ class Endpoints:
             self.served.search, asked.text, images, asked.k, asked.target, asked.metric, asked.where, asked.exact,
             asked.image_weight, terms, asked.unique, asked.min_score,
         )  # fmt: skip
-        return JsonReply(_reply(found, asked.metric, asked.paths))
+        return _reply(found, asked.metric, asked.paths)
 
     async def add(self, request: Request) -> Response:
         """Adds texts, or uploaded images: all, or on an error none. Codes are stored; texts and images are not."""
@@ -103,12 +120,12 @@ class Endpoints:
         count = len(images) if texts is None else len(texts)
         if len(asked.ids) != count:
             raise QueryError(f"{count} items came with {len(asked.ids)} ids; give one id for each item.")
-        _check_ids(asked.ids, self.limits)
+        self._check_ids(asked.ids)
         if texts is None:
             items = await self.workers.run(self.served.add_images, images, asked.ids, asked.metadata, asked.replace)
         else:
             _check_count("The number of texts", len(texts), self.limits.texts)
-            _check_lengths(texts, self.limits)
+            self.check_lengths(texts)
             items = await self.workers.run(self.served.add_texts, texts, asked.ids, asked.metadata, asked.replace)
         return JsonReply({"changed": count, "items": items})
 
@@ -116,9 +133,25 @@ class Endpoints:
         """Removes items by their ids: all, or on an error none."""
         asked = (await read_body(request, RemoveRequest, self.limits)).asked
         _check_count("The number of ids", len(asked.ids), self.limits.ids)
-        _check_ids(asked.ids, self.limits)
+        self._check_ids(asked.ids)
         removed = await self.workers.run(self.served.remove, asked.ids, asked.target)
         return JsonReply({"changed": removed, "items": len(self.served.index(asked.target))})
+
+    def check_lengths(self, texts: Sequence[Any]) -> None:
+        """Checks texts, and ids that are texts.
+
+        Raises:
+            QueryError: If one is too long.
+        """
+        for text in texts:
+            if isinstance(text, str):
+                _check_count("The number of characters of a text", len(text), self.limits.text_characters)
+
+    def _check_ids(self, ids: Sequence[Any]) -> None:
+        """One type of ids, of bounded lengths."""
+        if len({type(item_id) for item_id in ids}) > 1:
+            raise QueryError("Some ids are texts and some are numbers; give ids of one type.")
+        self.check_lengths(ids)
 
     async def last_sync(self) -> Response:
         """The state of the last update of the folders."""
@@ -173,15 +206,3 @@ def _plain(value: Any) -> Any:
 def _check_count(name: str, count: int, most: int) -> None:
     if count > most:
         raise QueryError(f"{name} is {count:,}, and at most {most:,} here.")
-
-
-def _check_lengths(texts: Sequence[str], limits: ServiceLimits) -> None:
-    for text in texts:
-        _check_count("The number of characters of a text", len(text), limits.text_characters)
-
-
-def _check_ids(ids: Sequence[Any], limits: ServiceLimits) -> None:
-    """One type of ids, of bounded lengths."""
-    if len({type(item_id) for item_id in ids}) > 1:
-        raise QueryError("Some ids are texts and some are numbers; give ids of one type.")
-    _check_lengths([item_id for item_id in ids if isinstance(item_id, str)], limits)

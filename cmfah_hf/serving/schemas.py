@@ -9,13 +9,13 @@ ItemId = str | int
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Request(BaseModel):
+class Request(BaseModel):
     """A request without unknown fields and without values of other types."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class WeightedTerm(_Request):
+class WeightedTerm(Request):
     """One part of a query: a text or an uploaded image, with a weight."""
 
     text: str | None = Field(None, description="A text.")
@@ -23,7 +23,7 @@ class WeightedTerm(_Request):
     weight: Number = Field(1.0, description="Negative for what the answers shall not show.")
 
 
-class SearchRequest(_Request):
+class SearchRequest(Request):
     """A search by texts, by uploaded images, by both, or by weighted terms."""
 
     text: str | list[str] | None = Field(None, description="A text, or several for one answer each.")
@@ -39,7 +39,7 @@ class SearchRequest(_Request):
     paths: bool = Field(False, description="Whether to give the path of each image on the server.")
 
 
-class AddRequest(_Request):
+class AddRequest(Request):
     """Items to add: texts, or the uploaded images in their order."""
 
     ids: list[ItemId] = Field(min_length=1, description="One id for each item.")
@@ -48,7 +48,7 @@ class AddRequest(_Request):
     replace: bool = Field(False, description="Replace items that have the same ids.")
 
 
-class RemoveRequest(_Request):
+class RemoveRequest(Request):
     """Items to remove."""
 
     ids: list[ItemId] = Field(
@@ -57,7 +57,7 @@ class RemoveRequest(_Request):
     target: Target = Field("images", description="The index.")
 
 
-class SyncRequest(_Request):
+class SyncRequest(Request):
     """An update of the folders that the server follows."""
 
     dry_run: bool = Field(False, description="Only compare, and list the ids in `steps`.")

@@ -75,6 +75,9 @@ class ServedRetriever:
         folders: Folders of images that the index of images follows, in addition to those that it follows already.
         batch_size: Images encoded at once by an update of folders.
         max_pixels: Pixels of uploaded images that are decoded at the same time.
+
+    Attributes:
+        tokenizing: The lock that the processor of the model is used with.
     """
 
     def __init__(
@@ -89,7 +92,7 @@ class ServedRetriever:
         self.files: dict[Modality, Path] = dict(files or {})
         self._folders, self._batch_size, self._max_pixels = tuple(folders), batch_size, max_pixels
         # The tokenizers of `transformers` change their settings from call to call.
-        self._tokenizing = threading.Lock()
+        self.tokenizing = threading.Lock()
         self._changing = threading.Lock()
         self._is_syncing = False
         self._stopping = threading.Event()
@@ -153,7 +156,7 @@ class ServedRetriever:
             terms = [term if term.image is None else replace(term, image=decode_upload(term.image)) for term in terms]
         if target is None:
             target = "images" if len(self.retriever.images) else "texts"
-        with self._tokenizing if texts else nullcontext():
+        with self.tokenizing if texts else nullcontext():
             results = self.retriever.search(
                 text, decoded, k, target, metric, where or None, exact, image_weight, terms, unique, min_score
             )
@@ -179,7 +182,7 @@ class ServedRetriever:
         self._check_writable("texts")
         parts = [np.empty((0, self.retriever.hash_bits), np.float32)]
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
-            with self._tokenizing:
+            with self.tokenizing:
                 parts.append(self.retriever.encode_texts(texts[start : start + _TEXTS_AT_ONCE]))
         return self._add("texts", np.concatenate(parts), ids, metadata, replace_same)
 

@@ -23,6 +23,7 @@ from cmfah_hf.serving.app import build_service
 from cmfah_hf.serving.limits import ServiceLimits
 from cmfah_hf.serving.protocol import DEFAULT_PORT
 from cmfah_hf.serving.served import MODALITIES, ServedRetriever
+from cmfah_hf.space.agents import require_mcp
 from cmfah_hf.space.hosts import AllowedHosts, is_loopback
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ def serve(
     without_token: bool = False,
     further_hosts: Sequence[str] = (),
     limits: ServiceLimits | None = None,
+    mcp: bool = False,
     any_model: bool = False,
     **options: Any,
 ) -> None:
@@ -103,28 +105,33 @@ def serve(
         without_token: Accept all clients on an address that other machines reach.
         further_hosts: Further host names of the server.
         limits: The limits. None: the default ones.
+        mcp: Whether there is an endpoint for agents, by the Model Context Protocol.
         any_model: As for `CrossMediaRetriever`.
         **options: As for `CrossMediaRetriever.from_pretrained`.
 
     Raises:
-        CMFAHError: If the model or an index cannot be used, the port is taken, or there must be a token.
+        CMFAHError: If the model or an index cannot be used, the port is taken, there must be a token, or the library of
+            the protocol is missing.
     """
     if token is None and not without_token and not is_loopback(host):
         raise CMFAHError(
             f"{host}: other machines reach this address; set a token by --token-file or CMFAH_TOKEN, or pass "
             "--no-token."
         )
+    if mcp:
+        require_mcp()
     hosts, limits = AllowedHosts(host, further_hosts), limits or ServiceLimits()
     # Bound first: a taken port is reported before the model is loaded.
     with contextlib.closing(bind(host, port)) as listening, sources.load(limits, any_model, **options) as served:
         if sources.folders:
             logger.warning("%s: %s.", ", ".join(sources.folders), served.sync())
         _warm_up(served)
-        server = make_server(build_service(served, token, hosts, limits), limits)
+        server = make_server(build_service(served, token, hosts, limits, mcp), limits)
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listening.getsockname()[1]}"
         items = ", ".join(f"{len(served.index(each)):,} {each}" for each in MODALITIES)
-        server.run_and_report(listening, lambda: logger.warning("Serving %s at %s", items, address))
+        lines = [f"Serving {items} at {address}", *([f"Agents connect to {address}/mcp"] if mcp else [])]
+        server.run_and_report(listening, lambda: logger.warning("\n".join(lines)))
     logger.warning("Stopped.")
 
 

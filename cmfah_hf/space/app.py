@@ -86,14 +86,15 @@ _UPLOADS = f"{', '.join(FORMATS)}; at most {MAX_BYTES // 2**20} MB and {MAX_PIXE
 _WAIT = "The model is being loaded; the page fills by itself in a few seconds."
 
 
-def build_app(loader: EngineLoader, uploads: Uploads) -> gr.Blocks:
+def build_app(loader: EngineLoader, uploads: Uploads, has_agents: bool = False) -> gr.Blocks:
     """Builds the Gradio app over an engine that may still be loading.
 
     Args:
         loader: Loads the engine; the page shows its errors.
         uploads: The store of uploaded images.
+        has_agents: Whether there is an endpoint for images in base64, which agents send.
     """
-    page = Page(loader)
+    page = Page(loader, uploads)
     title = loader.settings.title
     with gr.Blocks(title=title, analytics_enabled=False) as app:
         gr.Markdown(f"# {html.markdown(title)}", elem_classes="cm-title")
@@ -130,6 +131,9 @@ def build_app(loader: EngineLoader, uploads: Uploads) -> gr.Blocks:
         ).success(*looked, api_visibility="private", show_progress="hidden")
         gr.api(page.api_search_text, api_name="search_text")
         gr.api(page.api_explain, api_name="explain")
+        gr.api(page.api_index_info, api_name="index_info")
+        if has_agents:
+            gr.api(page.api_search_encoded_image, api_name="search_encoded_image")
     return app
 
 

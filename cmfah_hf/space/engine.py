@@ -339,6 +339,20 @@ class Engine:
         """The map of the images' codes."""
         return CodeMap(self.retriever.images.codes)
 
+    def info(self) -> dict[str, Any]:
+        """The index and the model as plain values for the API."""
+        return {
+            "title": self.settings.title,
+            "images": len(self.images),
+            "texts": len(self.retriever.texts),
+            "bits": self.bits,
+            "has_probabilities": self.is_calibrated,
+            "has_attention": self.retriever.model.config.attention != "none",
+            "examples": self.examples(),
+            "most_results": MOST_RESULTS,
+            "longest_query": LONGEST_QUERY,
+        }
+
     def document(self, answer: Answer) -> dict[str, Any]:
         """An answer as plain values for the API, without URLs and paths."""
 

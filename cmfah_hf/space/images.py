@@ -115,6 +115,15 @@ class Images:
         return _address(_jpeg(self._decoded(row), _VIEW_SIDE))
 
 
+def small_jpeg(file: str | Path, name: str) -> str:
+    """A thumbnail of an image file as a JPEG file in base64.
+
+    Raises:
+        ImageError: If the file is gone or damaged; the error names it by `name`.
+    """
+    return base64.b64encode(_jpeg(decode_image(file, name), _SIDE)).decode("ascii")
+
+
 def small_address(image: Image.Image) -> str:
     """A small copy of an image as a `data:` URL."""
     return _address(_jpeg(image, _SMALL_SIDE))

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 
 from cmfah_hf.errors import ImageError, QueryError
+from cmfah_hf.space import agents
 from cmfah_hf.space.bodies import SESSION, Bodies
 from cmfah_hf.space.hosts import AllowedHosts
 from cmfah_hf.space.requests import (
@@ -25,7 +26,7 @@ from cmfah_hf.space.requests import (
     receive_body,
     replay,
 )
-from cmfah_hf.space.uploads import MAX_BYTES, Uploads
+from cmfah_hf.space.uploads import MAX_BYTES, Uploads, too_large
 
 # Bytes of an upload's form in addition to the image.
 MAX_UPLOAD_BODY = MAX_BYTES + 2**16
@@ -42,6 +43,7 @@ _PLAIN = re.compile(
     rf"|/(assets|static)(/[\w@+-][\w@+.-]*)+|{_API}/heartbeat/{SESSION.pattern}"
 )
 _CALL = re.compile(rf"{_API}/call/(?P<name>[A-Za-z0-9_]{{1,64}})(/(?P<event>{SESSION.pattern}))?")
+_OF_AGENTS = {*(("POST", path) for path in agents.PATHS), ("GET", agents.SCHEMA_PATH)}
 # Queries of clients for the description of the endpoints.
 _INFO_QUERY = {"all_endpoints": "True", "serialize": "False"}
 _FILE = re.compile(rf"{_API}/file=(?P<name>[0-9a-f]{{64}})")
@@ -62,7 +64,13 @@ _KINDS = {
 class Limits:
     """ASGI middleware, outside of all of Gradio's.
 
-    `is_awaited`: whether somebody may wait for the events of a session, or for an event by its id.
+    Args:
+        app: What gets the requests that pass.
+        hosts: The allowed hosts.
+        bodies: The checks of bodies.
+        uploads: The store of uploads.
+        is_awaited: Whether somebody may wait for the events of a session, or for an event by its id.
+        has_agents: Whether the app checks messages of agents, as `AgentGate` does.
     """
 
     def __init__(
@@ -72,9 +80,10 @@ class Limits:
         bodies: Bodies,
         uploads: Uploads,
         is_awaited: Callable[[str], bool],
+        has_agents: bool = False,
     ):
         self.app, self._hosts, self._bodies, self._uploads = app, hosts, bodies, uploads
-        self._is_awaited = is_awaited
+        self._is_awaited, self._has_agents = is_awaited, has_agents
         self._open = 0
         self._turns = asyncio.Semaphore(MOST_UPLOADS)
 
@@ -115,6 +124,10 @@ class Limits:
         method, path = scope["method"], scope["path"]
         query = parse_qs(scope["query_string"][:_LONGEST_ADDRESS].decode("latin-1"))
         if method == "OPTIONS" and "access-control-request-method" in headers:
+            return _asked(scope, ""), receive
+        if self._has_agents and path in agents.PATHS and method != "POST":
+            raise RefusedError(405, "Send messages by POST; there are no streams and no sessions here.")
+        if self._has_agents and (method, path) in _OF_AGENTS:
             return _asked(scope, ""), receive
         if _fetches(path):
             return await self._file(method, path)
@@ -229,5 +242,5 @@ async def _file_of(headers: Headers, body: bytes) -> bytes:
     if not files:
         raise RefusedError(400, "This form has no file under the name files; send one.")
     if len(files[0]) > MAX_BYTES:
-        raise RefusedError(413, f"The image is larger than {MAX_BYTES // 2**20} MB; send a smaller one.")
+        raise RefusedError(413, too_large(MAX_BYTES))
     return files[0]

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import gradio as gr
 from PIL import Image
 
-from cmfah_hf.errors import CheckpointError, CMFAHError, QueryError
+from cmfah_hf.errors import CheckpointError, CMFAHError, ImageError, QueryError
 from cmfah_hf.space import html
 from cmfah_hf.space.images import small_address
 from cmfah_hf.space.loading import EngineLoader
+from cmfah_hf.space.uploads import Uploads, decode_base64, is_upload_name, read_upload
 
 if TYPE_CHECKING:  # the page is served before torch is loaded
     from cmfah_hf.space.engine import Query
@@ -57,8 +58,8 @@ class Asked:
 class Page:
     """The event handlers of one app; the first events wait for the engine."""
 
-    def __init__(self, loader: EngineLoader):
-        self._loader = loader
+    def __init__(self, loader: EngineLoader, uploads: Uploads):
+        self._loader, self._uploads = loader, uploads
 
     def begin(self) -> tuple[Any, ...]:
         """Content of a newly opened page: status, a first answer, its query, examples, metrics."""
@@ -205,7 +206,9 @@ class Page:
 
     @_reported
     def api_search_text(self, text: str, k: int = DEFAULT_K, avoid: str = "", min_score: float = 0.0) -> dict:
-        """Finds the images nearest to a text by Hamming distance and by AQD, with the median time of a search in ms.
+        """Finds the images nearest to a text, by AQD (larger scores are nearer) and by Hamming distance (smaller ones).
+
+        Each has the median time of a search in ms, and the id, score and text of each image, nearest first.
 
         Args:
             text: The words, at most 300 characters.
@@ -219,14 +222,45 @@ class Page:
     @_reported
     def api_search_image(self, image: Image.Image | None, k: int = DEFAULT_K) -> dict:
         """The images and texts nearest to an image, as `api_search_text` gives them."""
-        engine = self._loader.get()
         if image is None:
             raise QueryError("The query has no image; send one.")
+        return self._search_image(image, k)
+
+    @_reported
+    def api_search_encoded_image(self, image_base64: str, k: int = DEFAULT_K) -> dict:
+        """Finds the images and texts nearest to an image, with answers as a search by text has them.
+
+        Args:
+            image_base64: Its file as base64: JPEG, PNG, WEBP, GIF or BMP of at most 8 MB. Paths and URLs are refused.
+            k: How many, 1 to 24.
+        """
+        if not isinstance(image_base64, str):
+            raise QueryError("The image is not a text; send its file as base64.")
+        if not is_upload_name(image_base64):
+            return self._search_image(read_upload(decode_base64(image_base64)), k)
+        path = self._uploads.path_of(image_base64)
+        try:
+            image = read_upload(self._uploads.read(path))
+        except ImageError:
+            self._uploads.discard(path)
+            raise
+        return self._search_image(image, k)
+
+    def _search_image(self, image: Image.Image, k: int) -> dict:
+        engine = self._loader.get()
         return engine.document(engine.search(image=image, k=k))
 
     @_reported
+    def api_index_info(self) -> dict:
+        """Describes what is searched here: the numbers of images and texts, example queries, and what the model can."""
+        return self._loader.get().info()
+
+    @_reported
     def api_explain(self, text: str, image: str) -> dict:
-        """Explains the distance of a text and an image: attention in both directions, and both codes.
+        """Explains why an image is an answer to a text.
+
+        `distance` is the number of bits in which both codes differ. `weights` has a row for each region of the image,
+        row by row of `grid`, and a column for each of `words`: the attention between them.
 
         Args:
             text: The words.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from cmfah_hf.errors import CMFAHError
+from cmfah_hf.space.agents import AgentGate, keep_tools, require_mcp
 from cmfah_hf.space.hosts import AllowedHosts
 from cmfah_hf.space.loading import EngineLoader
 from cmfah_hf.space.settings import SpaceSettings
@@ -93,11 +94,14 @@ def serve(
 
     from cmfah_hf.space.app import build_app
 
+    has_agents = settings.mcp and problem is None
+    if has_agents:
+        require_mcp()
     bound = host or os.environ.get("GRADIO_SERVER_NAME") or _THIS_MACHINE
     hosts = AllowedHosts(bound, settings.hosts)
     uploads = Uploads(Path(gr.utils.get_upload_folder()).absolute() / "cmfah-space")
     loader = EngineLoader(settings, folder, problem)
-    app = build_app(loader, uploads)
+    app = build_app(loader, uploads, has_agents)
     app.queue(max_size=QUEUE_SIZE, default_concurrency_limit=AT_ONCE)
     # System fonts: the page makes no requests to third parties. White on this blue is readable at any size; orange is
     # reserved for attention.
@@ -122,7 +126,7 @@ def serve(
             run_history=False,
             ssr_mode=False,
             pwa=False,
-            mcp_server=False,
+            mcp_server=has_agents,
             footer_links=["api", "settings"],
             app_kwargs={"lifespan": _guarding(app, hosts, uploads)},
             theme=theme,
@@ -131,6 +135,9 @@ def serve(
     except OSError as error:
         where = port or os.environ.get("GRADIO_SERVER_PORT") or "7860 and those after it"
         raise CMFAHError(f"Cannot listen on port {where} ({error}); choose another with --port.") from error
+    if has_agents and not app.mcp_server:
+        app.close(verbose=False)
+        raise CMFAHError(f"The server for agents cannot start ({app.mcp_error}); leave out mcp.")
     announce(f"The page is at {app.local_url} and waits for the model.")
     try:
         loader.load()
@@ -169,7 +176,11 @@ def _guarding(app: "gr.Blocks", hosts: AllowedHosts, uploads: Uploads) -> Callab
     @contextlib.asynccontextmanager
     async def lifespan(server: Any) -> AsyncIterator[None]:
         # Gradio adds its own middleware last, and its CORS middleware would reply before the given ones.
-        server.middleware_stack = Limits(server.middleware_stack, hosts, Bodies(app, uploads), uploads, is_awaited)
+        inner = server.middleware_stack
+        if app.mcp_server:
+            keep_tools(app)
+            inner = AgentGate.of(inner, app, uploads)
+        server.middleware_stack = Limits(inner, hosts, Bodies(app, uploads), uploads, is_awaited, app.mcp_server)
         task = asyncio.create_task(forget())
         try:
             yield

@@ -34,6 +34,7 @@ class SpaceSettings:
         examples: Example queries. Empty: texts of the images.
         hosts: Further host names or addresses under which the page is reached, beyond this machine's own, the address
             that the server listens at, and the Space's host on the Hub.
+        mcp: Whether agents can search, by the Model Context Protocol. It needs the extra `mcp`.
     """
 
     model: str = "model"
@@ -43,6 +44,7 @@ class SpaceSettings:
     title: str = "Cross-media search in 64 bits"
     examples: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
+    mcp: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.limit, bool) or not isinstance(self.limit, int) or not 1 <= self.limit <= _MOST_IMAGES:
@@ -56,6 +58,8 @@ class SpaceSettings:
                 raise CMFAHError(f"{name}={getattr(self, name)!r:.80}: the Space's {name} is a text; give one.")
         if self.split is not None and not isinstance(self.split, str):
             raise CMFAHError(f"split={self.split!r:.80}: the name of a split is a text; give one, or null.")
+        if not isinstance(self.mcp, bool):
+            raise CMFAHError(f"mcp={self.mcp!r:.80}: give true, so that agents can search, or false.")
         for name in ("examples", "hosts"):
             values = getattr(self, name)
             if not isinstance(values, (list, tuple)) or not all(isinstance(value, str) for value in values):

@@ -1,5 +1,7 @@
 """Uploaded images: storage with bounds, and safe decoding."""
 
+import base64
+import binascii
 import contextlib
 import io
 import os
@@ -29,6 +31,10 @@ _SIDE = 1024
 _NAME = re.compile(r"[0-9a-f]{64}")
 # A name that no upload has, for requests that name anything else.
 _NOBODYS = "0" * 64
+# The start of a `data:` URL, which programs put before base64.
+_DATA_URL = re.compile(r"data:[\w.+-]{0,80}/?[\w.+-]{0,80}(;[\w.=-]{1,80}){0,4};base64,")
+# No image file is shorter. Many short paths are base64 by chance.
+_SHORTEST_FILE = 26
 _NOT_HERE = "This is not an image that was uploaded here, or it has been deleted since; upload it as a file."
 
 
@@ -81,7 +87,7 @@ class Uploads:
         if not regular:
             raise ImageError(_NOT_HERE)
         if len(content) > MAX_BYTES:
-            raise ImageError(f"The image is larger than {MAX_BYTES // 2**20} MB; send a smaller one.")
+            raise ImageError(too_large(MAX_BYTES))
         return content
 
     def discard(self, path: Path) -> None:
@@ -113,6 +119,37 @@ class Uploads:
         except FileNotFoundError:  # no uploads yet
             return []
         return found
+
+
+def is_upload_name(text: str) -> bool:
+    """Whether a text has the form of an upload's name, which no image in base64 has."""
+    return _NAME.fullmatch(text) is not None
+
+
+def decode_base64(text: str, max_bytes: int = MAX_BYTES) -> bytes:
+    """The file that a program sends as base64, also as a `data:` URL. Paths and addresses are refused, and not read.
+
+    Raises:
+        ImageError: If it is anything else, or larger than `max_bytes`.
+    """
+    start = _DATA_URL.match(text)
+    encoded = text[start.end() :] if start else text
+    if len(encoded) // 4 * 3 > 1.1 * max_bytes + 2**10:  # with line breaks
+        raise ImageError(too_large(max_bytes))
+    try:
+        content = base64.b64decode("".join(encoded.split()), validate=True)
+    except (binascii.Error, ValueError):
+        content = b""
+    if len(content) < _SHORTEST_FILE:
+        raise ImageError("The image is no file in base64; send its bytes so. Paths and addresses are not read here.")
+    if len(content) > max_bytes:
+        raise ImageError(too_large(max_bytes))
+    return content
+
+
+def too_large(max_bytes: int) -> str:
+    """The error of an image file of more bytes."""
+    return f"The image is larger than {max_bytes / 2**20:g} MB; send a smaller one."
 
 
 def read_upload(content: bytes) -> Image.Image:

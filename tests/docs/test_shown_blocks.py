@@ -10,7 +10,17 @@ import pytest
 from pages.blocks import DOCS, PAGES, blocks
 from PIL import Image
 
+from cmfah_hf.serving import agents as serving_agents
+from cmfah_hf.serving.protocol import DEFAULT_PORT
+from cmfah_hf.space import agents as space_agents
+
 SHOWN = [block for page in PAGES for block in blocks(page) if block.language in ("json", "text", "yaml")]
+
+# Pages that show the configuration of an agent, and the addresses in it.
+OF_AGENTS = {
+    "docs/serving.md": f"http://127.0.0.1:{DEFAULT_PORT}{serving_agents.ENDPOINT}",
+    "docs/space.md": f"http://127.0.0.1:7862{space_agents.ENDPOINT}",
+}
 
 
 def test_every_shown_block_is_checked():
@@ -23,7 +33,9 @@ def test_every_shown_block_is_checked():
         ("docs/data.md", "json"),
         ("docs/data.md", "text"),  # checked after the page has run, tests/pages/checks.py
         ("docs/search.md", "text"),  # commands of a terminal; tests/cli/test_answers.py runs such
+        ("docs/serving.md", "json"),
         ("docs/serving.md", "text"),  # an address of another machine; tests/serving/ has the token
+        ("docs/space.md", "json"),
         ("docs/training.md", "yaml"),
         ("docs/evaluation.md", "yaml"),
         ("docs/evaluation.md", "text"),  # tests/evaluation/test_mteb.py looks up the tasks that its commands name
@@ -31,7 +43,9 @@ def test_every_shown_block_is_checked():
 
 
 @pytest.mark.parametrize(
-    "block", [block for block in SHOWN if block.language == "json"], ids=lambda block: block.page.replace("/", "-")
+    "block",
+    [block for block in SHOWN if block.language == "json" and block.page not in OF_AGENTS],
+    ids=lambda block: block.page.replace("/", "-"),
 )
 def test_metadata_rows_of_the_page_are_read(block, tmp_path, datasets_cache):
     from cmfah_hf.data import load_image_text
@@ -45,6 +59,14 @@ def test_metadata_rows_of_the_page_are_read(block, tmp_path, datasets_cache):
         assert read["captions"] == row["text"]
         row["text"] = " ".join(row["text"])
     assert (read["text"], read.get("labels")) == (row["text"], row.get("labels"))
+
+
+@pytest.mark.parametrize("page", OF_AGENTS)
+def test_the_configuration_of_an_agent(page):
+    (block,) = (block for block in SHOWN if (block.page, block.language) == (page, "json"))
+    (server,) = json.loads(block.text)["mcpServers"].values()
+    assert (server.pop("type"), server.pop("url")) == ("http", OF_AGENTS[page])
+    assert server in ({}, {"headers": {"Authorization": "Bearer TOKEN"}})
 
 
 def test_the_folder_of_the_page_is_read_as_two_splits(tmp_path, datasets_cache):

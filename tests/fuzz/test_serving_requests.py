@@ -1,5 +1,6 @@
 """Requests to the search service: JSON bodies, forms, and raw HTTP, against the served embedded model."""
 
+import base64
 import json
 import random
 import socket
@@ -35,7 +36,7 @@ def server(tmp_path_factory) -> Iterator[Running]:
     retriever = CrossMediaRetriever.from_pretrained(bundled_space() / "model", device="cpu")
     images = [draw_scene(number).image for number in range(8)]
     retriever.add_images(images, [f"{n}.png" for n in range(8)], metadata={"year": [2020] * 8})
-    with running(ServedRetriever(retriever, {"texts": folder / "texts.index"})) as own:
+    with running(ServedRetriever(retriever, {"texts": folder / "texts.index"}), mcp=True) as own:
         yield own
 
 
@@ -74,6 +75,39 @@ def test_images_and_forms(server, fuzzer):
         _checked(server.http.post("/search", content=mutated(rng, body) if rng.random() < 0.4 else body, headers=form))
 
     fuzzer(share=0.03).run(attempt)
+
+
+CALLS: list[tuple[str, dict[str, Any]]] = [
+    ("search_by_text", {"text": "boat sun", "k": 3, "metric": "aqd", "where": ["year=2020"], "thumbnails": 1}),
+    ("search_by_text", {"terms": [{"text": "boat", "weight": 1.5}, {"text": "sun", "weight": -0.5}], "unique": 2}),
+    ("search_by_image", {"image_base64": base64.b64encode(image_bytes()).decode(), "text": "sun", "image_weight": 0.3}),
+    ("explain_answer", {"id": "3.png", "text": "boat sun", "target": "images"}),
+    ("index_info", {}),
+]
+
+
+def test_messages_of_agents(server, fuzzer, canary):
+    odd = (*ODD_VALUES, *canary.names(), "\ud800", 2**70, {"path": canary.names()[0]})
+    headers = {"Accept": "application/json", "Content-Type": "application/json"}
+
+    def attempt(rng: random.Random) -> None:
+        name, arguments = rng.choice(CALLS)
+        params: Any = {"name": name, "arguments": mutated_json(rng, arguments, odd)}
+        message: Any = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        content = json.dumps(mutated_json(rng, message, odd) if rng.random() < 0.3 else message).encode()
+        answer = server.http.post(
+            "/mcp", content=mutated(rng, content) if rng.random() < 0.2 else content, headers=headers
+        )
+        assert answer.status_code < 500, answer.text[:300]
+        reply = answer.json() if answer.content else {}
+        if answer.status_code >= 400 or "error" in reply:
+            raise QueryError(answer.text)
+        result = reply.get("result", {})
+        if result.get("isError"):
+            assert result["content"][0]["text"] != "An internal error; the log of the server has it.", content
+            raise QueryError(result["content"][0]["text"])
+
+    fuzzer(share=0.05).run(attempt)
 
 
 def test_raw_requests(server, fuzzer):

@@ -1,5 +1,6 @@
 """Requests to the Space: JSON bodies, uploads, and raw HTTP, against the served app."""
 
+import base64
 import io
 import json
 import logging
@@ -20,7 +21,7 @@ from cmfah_hf.space import SpaceSettings, serve
 from cmfah_hf.space.settings import bundled_space
 from fuzz.harness import ODD_VALUES, Canary, mutated, mutated_json
 
-ENDPOINTS = ("search_text", "search_image", "explain")
+ENDPOINTS = ("search_text", "search_image", "explain", "index_info", "search_encoded_image")
 IS_FILE = {"_type": "gradio.FileData"}
 
 
@@ -60,6 +61,17 @@ class Server:
         (ended,) = [message for message in messages if message["msg"] == "process_completed"]
         return self._ended(ended["success"], ended["output"])
 
+    def message(self, body: bytes) -> Any:
+        """The result of an agent's message; a refusal is raised."""
+        headers = {"Accept": "application/json, text/event-stream"}
+        reply = self.ask("POST", "/gradio_api/mcp", content=body, headers=headers).text
+        assert not self.raised, self.raised.pop()
+        lines = [line.removeprefix("data: ") for line in reply.splitlines() if line.startswith(("data: ", "{"))]
+        document = json.loads(lines[-1]) if lines else {}
+        if "error" in document or document.get("result", {}).get("isError"):
+            raise QueryError(str(document))
+        return document
+
     def _ended(self, success: bool, output: Any) -> Any:
         assert not self.raised, self.raised.pop()
         if not success:
@@ -74,7 +86,7 @@ def server(tmp_path_factory) -> Iterator[Server]:
     patch = pytest.MonkeyPatch()
     patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
     patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-    app = serve(SpaceSettings(limit=24), bundled_space(), block=False)
+    app = serve(SpaceSettings(limit=24, mcp=True), bundled_space(), block=False)
     joins = []
     defaults = {"textbox": "boat", "slider": 3, "dropdown": "scene-900001", "radio": "boat", "dataset": 0}
     defaults["checkbox"] = True
@@ -136,6 +148,31 @@ def test_bodies(server, fuzzer, canary):
         send(mutated(rng, content) if rng.random() < 0.25 else content)
 
     fuzzer(share=0.18).run(attempt)
+    assert not server.raised
+
+
+def test_messages_of_agents(server, fuzzer, canary):
+    image = base64.b64encode(image_bytes()).decode()
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("search_by_text", {"text": "boat sun", "k": 3, "avoid": "fish", "min_score": 0.1}),
+        ("search_by_image", {"image_base64": image, "k": 3}),
+        ("search_by_image", {"image_base64": server.upload(image_bytes())}),
+        ("explain_answer", {"text": "boat", "image": "scene-900001"}),
+        ("index_info", {}),
+    ]
+    messages = [{"method": "tools/call", "params": {"name": name, "arguments": given}} for name, given in calls]
+    told = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "x", "version": "1"}}
+    messages += [{"method": "initialize", "params": told}, {"method": "tools/list"}]
+    for message in messages:
+        server.message(json.dumps({"jsonrpc": "2.0", "id": 1} | message).encode())
+    odd = (*ODD_VALUES, *canary.names(), "\ud800", *({"path": name, "meta": IS_FILE} for name in canary.names()))
+
+    def attempt(rng: random.Random) -> None:
+        message = {"jsonrpc": "2.0", "id": 1} | rng.choice(messages)
+        content = json.dumps(mutated_json(rng, message, odd)).encode()
+        server.message(mutated(rng, content) if rng.random() < 0.2 else content)
+
+    fuzzer(share=0.05).run(attempt)
     assert not server.raised
 
 

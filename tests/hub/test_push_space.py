@@ -8,6 +8,7 @@ import time
 import httpx
 import pytest
 import torch
+import yaml
 from hub_server.store import GIT_ATTRIBUTES
 from safetensors.torch import load_file
 
@@ -71,6 +72,19 @@ def test_another_model_replaces_only_the_previous_model(push_the_space, hub, tra
     assert not [name for name in files if name.startswith("model/")]
 
 
+def test_a_space_for_agents_has_the_setting_the_tag_and_the_library(push_the_space, hub):
+    push_the_space(mcp=True)
+    files = hub.files("org/search", "space")
+    assert json.loads(files["space.json"])["mcp"] is True
+    head = yaml.safe_load(files["README.md"].split(b"---")[1])
+    assert head["tags"] == ["mcp-server", "cross-modal-retrieval", "hashing"]
+    assert head["sdk"] == "gradio"
+    assert b"\ngradio[mcp]==" in files["requirements.txt"]
+    push_the_space()
+    head = yaml.safe_load(hub.files("org/search", "space")["README.md"].split(b"---")[1])
+    assert head["tags"] == ["cross-modal-retrieval", "hashing"]
+
+
 def test_an_unusable_space_is_refused_before_any_upload(push_the_space, hub, trained, tmp_path):
     refused = [
         ({"model": trained.folder}, HubError, "needs images to search"),
@@ -95,7 +109,7 @@ def test_the_command(hub, here, monkeypatch, capsys):
     settings = json.loads(hub.files("org/search", "space")["space.json"])
     assert settings == {
         "model": "org/my-model", "data": "org/images", "split": "database", "limit": 50, "title": "Mine",
-        "examples": [], "hosts": [],
+        "examples": [], "hosts": [], "mcp": False,
     }  # fmt: skip
 
 
@@ -104,6 +118,7 @@ def test_the_command(hub, here, monkeypatch, capsys):
     [
         ([], "Nothing to push: give the output folder of a training run, or add --space."),
         (["my-model", "--limit", "5"], "--limit is for Spaces; add --space."),
+        (["my-model", "--mcp"], "--mcp is for Spaces; add --space."),
         (["--space", "--license", "mit"], "--license is for models; leave it out."),
         (["my-model", "--space"], "my-model: this model needs images to search; name a data set on the Hub."),
     ],

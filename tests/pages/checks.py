@@ -143,7 +143,7 @@ def _space(session: PageSession, hub: HubServer) -> None:
 
 def _training(session: PageSession, hub: HubServer) -> None:
     runs = {path.parent.name for path in (session.folder / "runs").glob("*/metrics.json")}
-    assert runs == {"paper", "scenes", "stream", "tags"}
+    assert runs == {"followed", "paper", "scenes", "stream", "tags"}
     tags = json.loads((session.folder / "runs" / "tags" / "config.json").read_text(encoding="utf-8"))
     assert tags["objective"]["positive_overlap"] > 0
 

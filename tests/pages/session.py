@@ -87,6 +87,8 @@ class PageSession:
         program, *words = command.words
         if program == "curl":
             return self._curl(words, command)
+        if program == "trackio":
+            return self._trackio(words, command)
         assert program == "cmfah", f"{command.place}: {program} is neither run nor in the list of parsed commands"
         parse_cmfah(words)  # the original words, before they are replaced
         words = [self._at_this_port(INSTEAD.get(word, word)) for word in words]
@@ -107,6 +109,15 @@ class PageSession:
         words = [self._at_this_port(word) for word in words]
         done = subprocess.run(["curl", "-sS", "--fail-with-body", *words], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, f"{command.place}: {command}\n{done.stdout}{done.stderr}"
+        self.printed[str(command)] = done.stdout
+        return done.stdout
+
+    def _trackio(self, words: list[str], command: Command) -> str:
+        """The output of a command of trackio, which must find something."""
+        program = Path(sys.executable).with_name("trackio")
+        done = subprocess.run([program, *words], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, f"{command.place}: {command}\n{done.stdout}{done.stderr}"
+        assert done.stdout.strip(), f"{command.place}: {command}"
         self.printed[str(command)] = done.stdout
         return done.stdout
 
@@ -156,17 +167,17 @@ class PageSession:
             port = str(free.getsockname()[1])
         serve = typer.main.get_command(app).commands["serve"]
         context = serve.make_context("serve", [*command.words[2:], "--port", port])
-        made, ready = [], threading.Event()
+        made, ready, patch = [], threading.Event(), pytest.MonkeyPatch()
 
         class Reported(server.Server):
             def run_and_report(self, listening: socket.socket, report: Callable[[], None]) -> None:
                 made.append(self)
+                patch.undo()  # before the next server of the page
                 super().run_and_report(listening, ready.set)
 
         def run() -> None:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(server, "Server", Reported)
-                context.invoke(serve.callback, **context.params)
+            patch.setattr(server, "Server", Reported)
+            context.invoke(serve.callback, **context.params)
 
         thread = threading.Thread(target=run)
         thread.start()

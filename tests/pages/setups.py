@@ -27,6 +27,8 @@ def set_up(page: str, session: PageSession, hub: HubServer, patch: pytest.Monkey
         _data(session, patch)
     elif page in _SETUPS:
         _SETUPS[page](session, hub)
+    if page == "docs/training.md":
+        patch.setenv("TRACKIO_DIR", str(session.folder / "trackio"))
 
 
 def _write_images(folder: Path, split: str = "train", count: int = 12, **columns: Any) -> None:

@@ -129,7 +129,11 @@ def test_any_sequence_of_changes_matches_a_dict(tmp_path_factory, history, strin
         assert index.ids.tolist() == list(model)
         assert all((name(i) in index) == (name(i) in model) for i in range(-8, 9))
         assert index.holds([name(i) for i in range(-8, 9)]).tolist() == [name(i) in model for i in range(-8, 9)]
+    with pytest.raises(HashIndexError, match=r"holds no id .* cannot be read"):
+        index.codes_of([name(9)])
     if model:
+        backwards = list(model)[::-1]
+        assert (index.codes_of(backwards) == pack(np.stack([code[model[i]] for i in backwards]))).all()
         hash_db = np.stack([code[i] for i in model.values()])
         query = np.array([[0.5, -0.1, 0.3, 0.0, -0.9, 0.2, 0.1, -0.4]])
         order, _ = reference(hash_db, query, "aqd", list(model))

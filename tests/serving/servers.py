@@ -37,13 +37,13 @@ class Running:
 
 @contextmanager
 def running(
-    served: ServedRetriever, token: str | None = None, limits: ServiceLimits | None = None
+    served: ServedRetriever, token: str | None = None, limits: ServiceLimits | None = None, mcp: bool = False
 ) -> Iterator[Running]:
     """Serves until the block ends, and saves then."""
     limits = limits or ServiceLimits()
     ready, listening = threading.Event(), bind("127.0.0.1", 0)
     with served:
-        server = make_server(build_service(served, token, AllowedHosts("127.0.0.1"), limits), limits)
+        server = make_server(build_service(served, token, AllowedHosts("127.0.0.1"), limits, mcp), limits)
         thread = threading.Thread(target=server.run_and_report, args=(listening, ready.set))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         thread.start()

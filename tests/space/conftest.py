@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,11 +88,24 @@ def _responds(url: str) -> bool:
 @pytest.fixture(scope="module")  # after a test of its load, a server is busy with abandoned requests for minutes
 def served(tmp_path_factory) -> Iterator[Served]:
     """`cmfah space` as a user starts it, ready to answer."""
-    folder = tmp_path_factory.mktemp("space")
+    with serving(tmp_path_factory.mktemp("space")) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def space_server() -> Callable[..., AbstractContextManager[Served]]:
+    """The function that starts a server."""
+    return serving
+
+
+@contextmanager
+def serving(folder: Path, *options: str) -> Iterator[Served]:
+    """`cmfah space` with options in a new process, with its log and uploads in a folder."""
     log = folder / "log"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-c", "from cmfah_hf.cli import main; main()", "space", "--port", str(port)]
+    command += options
     begin = time.monotonic()
     process = start(command, folder, log, space_environment(folder) | {"PYTHONPATH": str(ROOT)})
     try:

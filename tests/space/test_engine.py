@@ -15,6 +15,7 @@ from cmfah_hf.space import Engine, SpaceSettings, charts, html
 from cmfah_hf.space.html import escaped
 from cmfah_hf.space.loading import EngineLoader
 from cmfah_hf.space.page import Page
+from cmfah_hf.space.uploads import Uploads
 
 
 @pytest.fixture(scope="module", params=["trained", "trained_scahn"])
@@ -255,7 +256,7 @@ def test_damaged_metrics_are_reported_in_one_line(engine, tmp_path, monkeypatch,
     loader = EngineLoader(engine.settings, tmp_path)
     loader._engine = engine
     loader._loaded.set()
-    shown = Page(loader).begin()
+    shown = Page(loader, Uploads(tmp_path)).begin()
     assert "are damaged" in shown[-1]
     assert "cm-answer" in shown[1]
 
@@ -282,7 +283,7 @@ def test_an_error_is_shown_on_the_page_and_returned_to_programs(engine, tmp_path
     loader = EngineLoader(engine.settings, tmp_path)
     loader._engine = engine
     loader._loaded.set()
-    page = Page(loader)
+    page = Page(loader, Uploads(tmp_path))
     name = "<img src=http://a.b/c>"
     with pytest.raises(gr.Error) as shown:
         page.look(name, "sun")

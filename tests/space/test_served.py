@@ -81,7 +81,7 @@ def test_the_page_is_available_soon_and_the_model_follows(served):
 
 def test_the_endpoints_are_documented_and_answer(client):
     described = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(described) == {"/search_text", "/search_image", "/explain"}
+    assert set(described) == {"/search_text", "/search_image", "/explain", "/index_info"}
     assert [value["parameter_name"] for value in described["/search_text"]["parameters"]] == [
         "text",
         "k",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.space import SpaceSettings, copy_model, space_files
@@ -21,7 +22,8 @@ SPACE = ROOT / "spaces" / "cmfah-search"
 
 def pins() -> dict[str, str]:
     lines = (SPACE / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    return dict(line.split("==") for line in lines if not line.startswith("#"))
+    found = [Requirement(line) for line in lines if not line.startswith("#")]
+    return {requirement.name: str(requirement.specifier).removeprefix("==") for requirement in found}
 
 
 def test_the_embedded_space_is_the_served_one():
@@ -47,7 +49,7 @@ def test_the_embedded_space_is_the_served_one():
         ('{"limit": 3, "limit": 4}', "twice"),
         ('"text"', "has settings other than"),
         ("[]", "has settings other than"),
-        ('{"colour": "red"}', "has settings other than data, examples, hosts, limit, model, split, title"),
+        ('{"colour": "red"}', "has settings other than data, examples, hosts, limit, mcp, model, split, title"),
         ('{"limit": 0}', "from 1 to 20,000"),
         ('{"limit": true}', "from 1 to 20,000"),
         ('{"model": ""}', "is a text"),
@@ -63,6 +65,7 @@ def test_the_embedded_space_is_the_served_one():
         ('{"data": []}', "a list of texts"),
         ('{"data": ["a", 3]}', "a list of texts"),
         ('{"split": 3}', "the name of a split"),
+        ('{"mcp": 1}', "give true"),
     ],
 )
 def test_invalid_settings_are_refused_in_one_line(tmp_path, content, reason):
@@ -92,8 +95,6 @@ def test_the_embedded_model_is_small_and_its_files_load():
 
 
 def test_pinned_versions_are_installed_and_satisfy_the_package():
-    from packaging.requirements import Requirement
-
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     block = re.search(r"^dependencies = \[\n(.*?)^\]", project, re.DOTALL | re.MULTILINE)[1]
     asked = {requirement.name: requirement for requirement in map(Requirement, re.findall(r'"(.+)"', block))}
@@ -142,7 +143,7 @@ def test_the_page_is_built_without_torch():
         "from cmfah_hf.space.loading import EngineLoader\n"
         "from cmfah_hf.space.uploads import Uploads\n"
         "folder = settings.bundled_space()\n"
-        "app.build_app(EngineLoader(settings.SpaceSettings.load(folder), folder), Uploads(Path('x')))\n"
+        "app.build_app(EngineLoader(settings.SpaceSettings.load(folder), folder), Uploads(Path('x')), True)\n"
         "print(*sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
@@ -172,13 +173,14 @@ def test_a_model_is_copied_atomically(trained, tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "notes.txt"]
 
 
-def test_additional_hosts_come_from_the_command_line_or_the_settings(monkeypatch):
+def test_additional_hosts_and_agents_come_from_the_command_line_or_the_settings(monkeypatch):
     from cmfah_hf.cli.space import space
 
     served = []
     monkeypatch.setattr("cmfah_hf.space.serve", lambda settings, *_, **__: served.append(settings), raising=False)
     space(allow_host=["search.home", "10.0.0.3"])
-    space()
+    space(mcp=True)
     assert [settings.hosts for settings in served] == [("search.home", "10.0.0.3"), ()]
+    assert [settings.mcp for settings in served] == [False, True]
     with pytest.raises(CMFAHError, match="is not a host"):
         space(allow_host=["http://search.home"])

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cmfah_hf.data.dataset_card import size_category
 from cmfah_hf.data.releases.protocols import SPLITS
 
 # Maximum number of removed images that are listed by name.
@@ -53,7 +54,7 @@ def make_card(
         license_link=provenance.license_link,
         language=["en"],
         pretty_name=provenance.name,
-        size_categories=[_size_category(rows["query"] + rows.get("database", rows["train"]))],
+        size_categories=[size_category(rows["query"] + rows.get("database", rows["train"]))],
         task_categories=["feature-extraction"],
         tags=["cross-modal-retrieval", "hashing", "image", "text"],
         configs=[
@@ -118,8 +119,3 @@ def _protocol(settings: Mapping[str, Any]) -> str:
 
 def _bullets(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _size_category(rows: int) -> str:
-    bounds = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")]
-    return next((name for bound, name in bounds if rows < bound), "1M<n<10M")
