@@ -1,0 +1,125 @@
+"""`export_onnx`: writes the towers of a model as ONNX files that any program can run."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cmfah_hf.atomic import atomic_file
+from cmfah_hf.documents import file_of
+from cmfah_hf.errors import CheckpointError, CMFAHError
+from cmfah_hf.models.model_files import is_folder
+from cmfah_hf.retrieval.calibration import CALIBRATION_NAME
+from cmfah_hf.retrieval.encoder import ImageTextEncoder
+from cmfah_hf.retrieval.exporters.folders import export_folder
+from cmfah_hf.retrieval.loading import find_file, load_parts
+from cmfah_hf.retrieval.onnx.comparison import Comparison, compare
+from cmfah_hf.retrieval.onnx.description import described, image_settings
+from cmfah_hf.retrieval.onnx.files import FOLDER_NAME, PRECISIONS, OnnxFiles, file_name
+from cmfah_hf.retrieval.onnx.programs import check_opset, onnx_program, require_exporter
+from cmfah_hf.retrieval.onnx.towers import towers_of
+
+# What else of a model the encoding of texts and images needs, without its weights.
+_WITHOUT_WEIGHTS = (
+    *("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", CALIBRATION_NAME),
+    *(f"{stem}.{end}" for stem in ("expander", "knowledge") for end in ("json", "safetensors")),
+)
+_OWN_FILES = r"(vision|text)_model(_fp16|_int8)?\.onnx|cmfah\.json"
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """What `export_onnx` wrote.
+
+    Attributes:
+        folder: The folder of the files.
+        files: Their description.
+        comparisons: Each file's codes compared with PyTorch's, by the name of the file.
+    """
+
+    folder: Path
+    files: OnnxFiles
+    comparisons: dict[str, Comparison]
+
+
+def export_onnx(
+    model: str | os.PathLike,
+    output: str | os.PathLike | None = None,
+    precisions: Sequence[str] = ("fp32",),
+    opset: int | None = None,
+    overwrite: bool = False,
+    **kwargs: Any,
+) -> OnnxExport:
+    """Writes both towers of a model as ONNX files with open batch and length, and checks their codes.
+
+    The folder `onnx` is written completely or not at all. In another folder than the model's, its tokenizer, settings
+    and word graph are copied next to it.
+
+    Args:
+        model: The folder of a model, or a Hub id.
+        output: The folder in which `onnx` is written. None: that of the model.
+        precisions: Some of `"fp32"`, `"fp16"` and `"int8"`.
+        opset: The version of ONNX's operators, from 18 to 23. None: 20.
+        overwrite: Whether to replace an earlier export.
+        **kwargs: For `from_pretrained`, such as `revision`, `token` or `trust_remote_code`.
+
+    Raises:
+        CheckpointError: If there is no model, an operator of it is not part of ONNX, or the codes of a file are wrong.
+        HashIndexError: If the folder is not to be replaced, or cannot be written.
+        CMFAHError: If a precision is not known, or a library is not installed.
+    """
+    require_exporter()
+    wanted, opset, source = _checked(precisions), check_opset(opset), str(model)
+    if output is None and not is_folder(source):
+        raise CMFAHError(f"{source} is no folder here; name the folder to write with output (--output).")
+    parts = load_parts(source, kwargs)
+    encoder = ImageTextEncoder(parts.model, parts.processor, parts.expander, "cpu")  # type: ignore[arg-type]  # both towers
+    encoder._fingerprint.know(parts.state, parts.fingerprint, parts.model, parts.processor, parts.expander)
+    image_settings(parts.processor)  # refused before anything is computed
+    beside = _beside(source, Path(output or source), parts.kwargs)
+    target = Path(output or source) / FOLDER_NAME
+    comparisons: dict[str, Comparison] = {}
+    with export_folder(target, overwrite, _OWN_FILES) as folder:
+        for tower in towers_of(encoder.model, encoder.processor):
+            program = onnx_program(tower, opset)
+            for precision in wanted:
+                path = folder / file_name(tower.name, precision)
+                if precision != "fp32":
+                    raise CMFAHError(f"The precision {precision!r} is not yet written.")
+                path.write_bytes(program.SerializeToString())
+                comparisons[path.name] = compare(tower, path, precision)
+        files = described(encoder, folder, wanted, opset)
+        files.save(folder)
+        for path, content in beside.items():
+            with atomic_file(path, CheckpointError) as temporary:
+                temporary.write_bytes(content)
+    return OnnxExport(target, files, comparisons)
+
+
+def _checked(precisions: Sequence[str]) -> tuple[str, ...]:
+    for name in precisions:
+        if name not in PRECISIONS:
+            raise CMFAHError(f"The precision {name!r:.40} is not known; give {', '.join(PRECISIONS)}.")
+    if not precisions:
+        raise CMFAHError(f"No precision is given; give some of {', '.join(PRECISIONS)}.")
+    return tuple(name for name in PRECISIONS if name in precisions)
+
+
+def _beside(source: str, output: Path, kwargs: dict[str, Any]) -> dict[Path, bytes]:
+    """The files to copy into the output, with their content.
+
+    Raises:
+        CheckpointError: If there is a file of the same name and another content.
+    """
+    found = {}
+    for name in _WITHOUT_WEIGHTS:
+        path, target = find_file(source, name, kwargs), output / name
+        if path is None:
+            continue
+        content = path.read_bytes()
+        if file_of(target) is None:
+            found[target] = content
+        elif target.read_bytes() != content:
+            raise CheckpointError(f"{target} is of another model; name another folder.")
+    return found

@@ -1,0 +1,151 @@
+"""A tower as an ONNX program in float32, by `torch.export` and PyTorch's exporter, without traces of this machine."""
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch.export import ExportedProgram
+
+from cmfah_hf.errors import CheckpointError, CMFAHError
+from cmfah_hf.retrieval.onnx.files import INPUTS
+from cmfah_hf.retrieval.onnx.towers import Tower
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+# Versions of ONNX's operators that PyTorch's exporter writes and that runtimes in browsers read.
+OPSETS = range(18, 24)
+OPSET = 20
+# Names of the open sizes, by the number of the dimension.
+_SIZES = {"vision": {0: "batch", 2: "height", 3: "width"}, "text": {0: "batch", 1: "length"}}
+# A file of the format cannot be larger, and has no part for weights outside it.
+_MOST_BYTES = 2 * 10**9
+
+
+def check_opset(opset: int | None) -> int:
+    """The version of the operators; `CMFAHError` if it is not one of `OPSETS`."""
+    if opset is None:
+        return OPSET
+    if opset not in OPSETS:
+        raise CMFAHError(f"The opset {opset} is not supported; give one from {OPSETS[0]} to {OPSETS[-1]}.")
+    return opset
+
+
+def require_exporter() -> None:
+    """Raises a `CMFAHError` that names the extra if a library of the exports is not installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise CMFAHError(
+            f"Writing ONNX files needs {error.name or 'onnx'}; install it: pip install 'cmfah-hf[export]'."
+        ) from error
+
+
+def exported(tower: Tower) -> ExportedProgram:
+    """The tower as a program of PyTorch with open sizes.
+
+    Raises:
+        CheckpointError: If no program can be made of it; the error names the module.
+    """
+    inputs = tower.draw(3, 1)
+    for sizes in (tower.dynamic, tower.fallback):
+        try:
+            with torch.no_grad(), _quiet():
+                return torch.export.export(tower.module, inputs, dynamic_shapes=sizes, strict=False)
+        except Exception as error:  # any, from the code of any encoder
+            if sizes is not tower.fallback:
+                continue
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise CheckpointError(f"The {tower.name} tower cannot be exported by PyTorch ({reason}).") from error
+    raise AssertionError
+
+
+def onnx_program(tower: Tower, opset: int = OPSET) -> "ModelProto":
+    """The tower as an ONNX model in float32, with its weights.
+
+    Raises:
+        CheckpointError: If ONNX lacks one of its operators, which is named with its module, or it is too large.
+    """
+    size = sum(weight.numel() * weight.element_size() for weight in tower.module.parameters())
+    if size >= _MOST_BYTES:
+        raise CheckpointError(
+            f"The {tower.name} tower has {size / 1e9:.1f} GB of weights, and an ONNX file holds less than 2; use a "
+            "smaller encoder."
+        )
+    program = exported(tower)
+    try:
+        with _quiet():
+            made = torch.onnx.export(
+                program, input_names=list(INPUTS[tower.name]), output_names=[tower.output], opset_version=opset,
+                dynamo=True, verbose=False,
+            )  # fmt: skip
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise _unsupported(tower, program, error) from error
+    assert made is not None
+    return _cleaned(made.model_proto, tower)
+
+
+def _unsupported(tower: Tower, program: ExportedProgram, error: BaseException) -> CheckpointError:
+    """The error for an operator that ONNX lacks, with the operator and the module that calls it."""
+    reasons = []
+    cause: BaseException | None = error
+    while cause is not None:
+        reasons.append(str(cause))
+        cause = cause.__cause__
+    found = re.search(r"target=(?:torch\.ops\.)?([\w.]+)", "\n".join(reversed(reasons)))
+    if found is None:
+        return CheckpointError(
+            f"The {tower.name} tower cannot be written as ONNX ({' '.join(reasons[-1].split())[:200]})."
+        )
+    operator = found[1]
+    modules = [
+        list(node.meta.get("nn_module_stack", {}).values())
+        for node in program.graph.nodes
+        if str(node.target).removeprefix("torch.ops.") == operator
+    ]
+    # From the whole to the innermost, each as its path and its class.
+    path, kind = (modules[0][-1] if modules and modules[0] else ("", type(tower.module).__name__))[:2]
+    name = str(kind).rpartition(".")[2]
+    where = f" in {path.removeprefix('tower.')} ({name})" if path else ""
+    return CheckpointError(
+        f"The {tower.name} tower uses the operator {operator}{where}, which ONNX lacks; replace that module, or use "
+        "another encoder."
+    )
+
+
+def _cleaned(model: "ModelProto", tower: Tower) -> "ModelProto":
+    """Names the open sizes, and removes what is of this machine alone: paths of source files."""
+    for value in (*model.graph.input, *model.graph.output):
+        for place, dimension in enumerate(value.type.tensor_type.shape.dim):
+            if dimension.dim_param:
+                dimension.dim_param = _SIZES[tower.name].get(place, f"size{place}")
+    for node in (*model.graph.node, *(node for function in model.functions for node in function.node)):
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    for tensor in model.graph.initializer:
+        tensor.ClearField("metadata_props")
+        tensor.ClearField("doc_string")
+    model.graph.ClearField("value_info")
+    model.graph.ClearField("metadata_props")
+    model.ClearField("metadata_props")
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notes of the exporters, which are for those who develop them."""
+    logger = logging.getLogger("torch.onnx")
+    former = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(former)
