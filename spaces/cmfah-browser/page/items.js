@@ -13,7 +13,7 @@ export class Items {
 
   /**
    * @param {object} manifest The description of the page.
-   * @param {object} content `ids`, `texts` (or null), and `sizes` of packed thumbnails in bytes (or null).
+   * @param {object} content `ids`, `texts` (or null), and `sizes` of thumbnails in bytes (or null).
    * @param {Uint8Array | null} pack All thumbnails, one after the other.
    */
   constructor(manifest, { ids, texts, sizes }, pack) {
@@ -34,11 +34,11 @@ export class Items {
   /** The address of a thumbnail, or null if there is none. */
   thumbnail(row) {
     const { thumbnails, per_folder: most } = this.manifest;
-    if (thumbnails === null) return null;
-    if (thumbnails === 'files') return new URL(`data/thumbnails/${Math.floor(row / most)}/${row}.jpg`, FOLDER).href;
+    if (thumbnails === null || this.begins[row] === this.begins[row + 1]) return null;
+    if (thumbnails === 'files') return new URL(`data/thumbnails/${Math.floor(row / most)}/${row}.webp`, FOLDER).href;
     if (!this.urls.has(row)) {
       const content = this.pack.subarray(this.begins[row], this.begins[row + 1]);
-      this.urls.set(row, URL.createObjectURL(new Blob([content], { type: 'image/jpeg' })));
+      this.urls.set(row, URL.createObjectURL(new Blob([content], { type: 'image/webp' })));
     }
     return this.urls.get(row);
   }

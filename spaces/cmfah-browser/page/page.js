@@ -1,8 +1,10 @@
 /** The page: takes queries, shows answers. The engine works in a worker, so the page never freezes. */
 
-import { PageError, readManifest } from './files.js';
+import { FOLDER, PageError, readManifest } from './files.js';
 import { Items } from './items.js';
 
+// As in `offline.js`.
+const CACHE = 'cmfah-browser';
 const at = (id) => document.getElementById(id);
 const worker = new Worker(new URL('worker.js', import.meta.url), { type: 'module' });
 const ready = new Set();
@@ -11,6 +13,7 @@ let [manifest, items] = [null, null];
 let number = 0;
 let shown = { rows: [], query: null };
 let imageUrl = null;
+let failure = null;
 
 function say(message) {
   at('status').textContent = message;
@@ -33,6 +36,7 @@ worker.onerror = () => stop('The search could not be started in this browser; ta
 
 /** Ends the loading with a problem. Images already loaded still find images like them. */
 function stop(message) {
+  failure = message;
   at('progress').hidden = true;
   say('');
   if (ready.has('codes') && items && !ready.has('text')) showFirst();
@@ -56,6 +60,7 @@ function begin(part) {
     const bytes = manifest.files['data/codes.bin'].bytes;
     say(`${items.ids.length.toLocaleString('en')} images, ${manifest.bits} bits each: ${bytes.toLocaleString('en')} bytes.`);
     document.documentElement.dataset.ready = '';
+    keepForOffline();
   }
 }
 
@@ -238,11 +243,29 @@ async function start() {
   at('examples').hidden = !manifest.examples.length;
   items = await Items.load(manifest);
   for (const part of ready) begin(part);
+  if (failure) stop(failure);
 }
 
 start().catch((error) => {
   if (!(error instanceof PageError)) throw error;
   stop(error.message);
 });
-// Where there is none, as on plain http from another machine, the page is loaded from the server each time.
+
+// Without the network, the page is loaded again from what is kept here. Plain http from another machine has no workers of
+// this kind; what is open then still works.
 navigator.serviceWorker?.register(new URL('../offline.js', import.meta.url)).catch((error) => console.info(String(error)));
+
+/** Keeps the files of the first visit, which its service worker did not see; later visits renew them. */
+async function keepForOffline() {
+  if (!navigator.serviceWorker || !globalThis.caches) return;
+  try {
+    const cache = await caches.open(CACHE);
+    for (const name of ['', 'page.json', ...Object.keys(manifest.files)]) {
+      const address = new URL(name, FOLDER).href;
+      if (!(await cache.match(address))) await cache.add(new Request(address, { cache: 'force-cache' }));
+    }
+    document.documentElement.dataset.kept = '';
+  } catch (error) {
+    console.info(`The page is not kept for use without the network: ${error}`); // the disk may be full
+  }
+}
