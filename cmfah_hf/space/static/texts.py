@@ -49,12 +49,17 @@ def text_files(encoder: ImageTextEncoder, source: str) -> dict[str, bytes]:
     if processor.unknown_words == "similar":
         content["sorted"] = sorted(set(vocabulary[2:]))
     if processor.word_rules.fold_marks:
-        folded = {chr(code): fold(chr(code)) for code in _FOLDED}
-        content["folding"] = {letter: read for letter, read in folded.items() if read != letter}
+        content["folding"] = _folding()
     files = {}
     if encoder.expander is not None:
         content["graph"], files[GRAPH] = _graph(encoder.expander)
     return {WORDS: _json(content), **files}
+
+
+def _folding() -> dict[str, str]:
+    """What each Arabic and Hebrew character is read as, if it is not itself."""
+    folded = {chr(code): fold(chr(code)) for code in _FOLDED}
+    return {letter: read for letter, read in folded.items() if read != letter}
 
 
 def _check_expander(expander: GraphExpander, source: str) -> None:

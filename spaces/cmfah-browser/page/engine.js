@@ -7,6 +7,8 @@ import { Codes, pack, unpack } from './search.js';
 import { openTexts } from './texts.js';
 
 const LONGEST_QUERY = 300;
+// Milliseconds in which the first query arrives, before the tower of images occupies this worker.
+const FIRST_QUERY = 100;
 // A function that adds two vectors of 128 bits: valid only where WebAssembly has SIMD.
 const WITH_SIMD = new Uint8Array([
   ...[0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0],
@@ -21,11 +23,10 @@ export class Engine {
   constructor(tell) {
     this.tell = tell;
     this.towers = {};
-    this.problems = {};
     this.last = null;
   }
 
-  /** Loads codes first, then what texts need, then what images need. */
+  /** Loads the codes and what texts need; what images need arrives meanwhile, for `loadImages`. */
   async load() {
     const manifest = (this.manifest = await readManifest());
     let arrived = 0;
@@ -35,6 +36,8 @@ export class Engine {
     if (!this.codes.count) throw new PageError('This page has no images to search; export it with an index that has some.');
     this.tell({ ready: 'codes' });
     if (!globalThis.WebAssembly?.validate(WITH_SIMD)) throw new PageError(NO_SIMD);
+    this.vision = readBytes(manifest, manifest.towers.vision, advance);
+    this.vision.catch(() => {}); // `loadImages` raises it
     const [wasm, texts, text] = await Promise.all([
       readBytes(manifest, 'npm/onnxruntime.wasm', advance),
       openTexts(manifest, advance),
@@ -44,10 +47,31 @@ export class Engine {
     Object.assign(ort.env.wasm, { numThreads: 1, proxy: false, wasmBinary: wasm.buffer });
     this.texts = texts;
     this.towers.text = await this.#open('text', text);
-    await this.#textValues([manifest.texts.pad_token_id], [0]); // the first run is slower
+    await this.#warmUp();
     this.tell({ ready: 'text' });
-    this.towers.vision = await this.#open('vision', await readBytes(manifest, manifest.towers.vision, advance));
-    this.tell({ ready: 'vision' });
+  }
+
+  /**
+   * Opens the tower of images once it has arrived.
+   *
+   * @param {(work: () => Promise<void>) => Promise<void>} enqueue Runs work after the queries that wait.
+   */
+  async loadImages(enqueue) {
+    const bytes = await this.vision;
+    await new Promise((resolve) => setTimeout(resolve, FIRST_QUERY));
+    await enqueue(async () => {
+      this.towers.vision = await this.#open('vision', bytes);
+      this.tell({ ready: 'vision' });
+    });
+  }
+
+  /** The first runs of a tower and of a search are slower than all others. */
+  async #warmUp() {
+    for (let run = 0; run < 3; run++) {
+      const values = await this.#textValues([this.manifest.texts.pad_token_id, this.manifest.texts.pad_token_id], [1, 1]);
+      this.codes.nearestByAqd(values, 1);
+      this.codes.nearestByHamming(pack(values), 1);
+    }
   }
 
   async #open(tower, bytes) {

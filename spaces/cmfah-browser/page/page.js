@@ -58,7 +58,8 @@ function begin(part) {
     at('pick').disabled = false;
     at('progress').hidden = true;
     const bytes = manifest.files['data/codes.bin'].bytes;
-    say(`${items.ids.length.toLocaleString('en')} images, ${manifest.bits} bits each: ${bytes.toLocaleString('en')} bytes.`);
+    const images = items.ids.length.toLocaleString('en');
+    say(`${images} images, ${manifest.bits} bits each: ${bytes.toLocaleString('en')} bytes. Press one to open it.`);
     document.documentElement.dataset.ready = '';
     keepForOffline();
   }
@@ -126,10 +127,9 @@ function draw(rows, scores) {
 
 function card(row, score) {
   const [id, text, address] = [items.id(row), items.text(row), items.thumbnail(row)];
-  const button = Object.assign(document.createElement('button'), { type: 'button', className: 'card', title: text || id });
+  const button = Object.assign(document.createElement('button'), { type: 'button', className: 'card', title: id });
   button.dataset.row = row;
   button.dataset.id = id;
-  button.setAttribute('aria-label', `Open ${id}${text ? `: ${text}` : ''}${score ? `, ${score}` : ''}`);
   if (address) button.append(Object.assign(document.createElement('img'), { src: address, alt: '', loading: 'lazy' }));
   else button.classList.add('plain');
   if (score) button.append(Object.assign(document.createElement('span'), { className: 'score', textContent: score }));

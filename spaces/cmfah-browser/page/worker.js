@@ -12,10 +12,23 @@ function sentence(error) {
   return 'Something went wrong; load the page again. The console of the browser has the error.';
 }
 
-engine.load().catch((error) => postMessage({ problem: sentence(error) }));
+function enqueue(work) {
+  const done = queue.then(work);
+  queue = done.catch(() => {});
+  return done;
+}
+
+async function load() {
+  try {
+    await engine.load();
+    await engine.loadImages(enqueue);
+  } catch (error) {
+    postMessage({ problem: sentence(error) });
+  }
+}
 
 onmessage = ({ data: { number, ...request } }) => {
-  queue = queue.then(async () => {
+  enqueue(async () => {
     try {
       postMessage({ number, answer: await engine.answer(request) });
     } catch (error) {
@@ -23,3 +36,5 @@ onmessage = ({ data: { number, ...request } }) => {
     }
   });
 };
+
+load();
