@@ -106,7 +106,12 @@ def _encoder_files(processor: CMFAHProcessor, source: str) -> dict[str, bytes]:
             "`cmfah space`."
         )
     # Padding and length are settings of the page, and a special token in a text is a word of it.
-    tokenizer |= {"truncation": None, "padding": None, "added_tokens": []}
+    special = [token for token in tokenizer["added_tokens"] if token["special"]]
+    others = [token for token in tokenizer["added_tokens"] if not token["special"]]
+    tokenizer |= {"truncation": None, "padding": None, "added_tokens": others}
+    vocabulary = tokenizer["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        vocabulary |= {token["content"]: token["id"] for token in special}
     names = ("unk_token", "pad_token", "cls_token", "sep_token", "mask_token", "bos_token", "eos_token")
     options = {name: str(token) for name in names if (token := getattr(processor.tokenizer, name)) is not None}
     return {TOKENIZER: _json(tokenizer), TOKENIZER_CONFIG: _json(options)}

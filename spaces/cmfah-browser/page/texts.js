@@ -4,6 +4,8 @@ import { PageError, readBytes, readJson } from './files.js';
 import { SimilarWords, splitWords, wordsOf } from './words.js';
 import { WordGraph } from './graph.js';
 
+const FURTHER_HAN = /[\u{20000}-\u{2a6df}\u{2a700}-\u{2b81f}\u{2b920}-\u{2ceaf}\u{2f800}-\u{2fa1f}]/gu;
+
 /**
  * A text as the tower reads it.
  *
@@ -22,7 +24,7 @@ export async function openTexts(manifest, advance) {
       readJson(manifest, 'model/tokenizer.json', advance),
       readJson(manifest, 'model/tokenizer_config.json', advance),
     ]);
-    return new EncoderTexts(settings, new Tokenizer(tokenizer, options));
+    return new EncoderTexts(settings, new Tokenizer(tokenizer, options), tokenizer);
   }
   const content = await readJson(manifest, 'data/words.json', advance);
   const graph = content.graph && new WordGraph(content.graph, await readBytes(manifest, 'data/graph.bin', advance));
@@ -80,39 +82,52 @@ export class WordTexts {
 
 /** Texts of a model with a pretrained encoder, split by its own tokenizer. */
 export class EncoderTexts {
-  constructor(settings, tokenizer) {
+  constructor(settings, tokenizer, content) {
     this.settings = settings;
     this.tokenizer = tokenizer;
+    this.special = tokenizer.encode('').ids;
+    // The special tokens before a text; `a` is a text that has tokens of its own.
+    const whole = tokenizer.encode('a').ids;
+    const inner = tokenizer.encode('a', { add_special_tokens: false }).ids;
+    this.before = this.special.findIndex((_, place) => whole.slice(place, place + inner.length).join() === inner.join());
+    if (this.before < 0) this.before = this.special.length;
+    const normalizer = JSON.stringify(content.normalizer);
+    this.lowercases = /"type":"Lowercase"|"lowercase":true/.test(normalizer);
+    this.separatesHan = normalizer.includes('"handle_chinese_chars":true');
   }
 
   /** @returns {Reading} */
   read(text) {
     checkText(text);
-    const known = this.tokenizer.encode(text, { add_special_tokens: false }).ids.length > 0;
+    const known = this.#inner(text).length > 0;
     const ids = this.#cut(this.settings.prompt + text);
     const { padding, max_length: most, padding_side: side, pad_token_id: pad } = this.settings;
-    const missing = padding === 'max_length' ? Math.max(0, most - ids.length) : 0;
-    const filling = new Array(missing).fill(pad);
-    const mask = [...ids.map(() => 1)];
-    const zeros = filling.map(() => 0);
-    return side === 'left'
-      ? { ids: [...filling, ...ids], mask: [...zeros, ...mask], known, ignored: [] }
-      : { ids: [...ids, ...filling], mask: [...mask, ...zeros], known, ignored: [] };
+    const filling = new Array(padding === 'max_length' ? Math.max(0, most - ids.length) : 0).fill(pad);
+    const [ones, zeros] = [ids.map(() => 1), filling.map(() => 0)];
+    const isLeft = side === 'left';
+    return {
+      ids: isLeft ? [...filling, ...ids] : [...ids, ...filling],
+      mask: isLeft ? [...zeros, ...ones] : [...ones, ...zeros],
+      known,
+      ignored: [],
+    };
   }
 
-  /** The tokens of a text, of a long one the first ones, between the same special tokens. */
+  /** The tokens of a text without special ones. */
+  #inner(text) {
+    // As in Python, each character is lowered by itself: no final form of a sigma.
+    if (this.lowercases) text = text.replaceAll('\u03a3', '\u03c3');
+    // The library separates only those Han characters that are one unit of UTF-16.
+    if (this.separatesHan) text = text.replace(FURTHER_HAN, ' $& ');
+    return this.tokenizer.encode(text, { add_special_tokens: false }).ids;
+  }
+
+  /** The tokens of a text between the special ones; of a long text the first ones. */
   #cut(text) {
-    const ids = this.tokenizer.encode(text).ids;
-    const most = this.settings.max_length;
-    if (most === null || ids.length <= most) return ids;
-    const inner = this.tokenizer.encode(text, { add_special_tokens: false }).ids;
-    const special = this.tokenizer.encode('').ids.length;
-    const before = ids.findIndex((id) => id === inner[0]);
-    return [
-      ...ids.slice(0, before),
-      ...inner.slice(0, most - special),
-      ...ids.slice(ids.length - (special - before)),
-    ];
+    const inner = this.#inner(text);
+    const most = this.settings.max_length ?? Infinity;
+    const kept = inner.slice(0, Math.max(0, most - this.special.length));
+    return [...this.special.slice(0, this.before), ...kept, ...this.special.slice(this.before)];
   }
 }
 

@@ -2,24 +2,29 @@
 
 import base64
 import io
+import json
 import random
 import unicodedata
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from cmfah_hf.expansion import GraphExpander
+from cmfah_hf.models.backbone_tokenizer import _build
 from cmfah_hf.models.similar_words import SimilarWords
 from cmfah_hf.models.tokenization_cmfah import normalize_text, split_words
 from cmfah_hf.models.word_rules import WordRules
 from cmfah_hf.retrieval import HashIndex
 from cmfah_hf.retrieval.codes import pack
 from cmfah_hf.space.settings import bundled_space
-from cmfah_hf.space.static.texts import _folding, _graph
+from cmfah_hf.space.static.sources import npm_parts
+from cmfah_hf.space.static.texts import TOKENIZER, TOKENIZER_CONFIG, _encoder_files, _folding, _graph
 
 TEXTS = (
     "", " ", "New-York's café, #Sunset!", "ÅNGSTRÖM Σίσυφος ΟΔΟΣ İstanbul", "ﬁsh ½ ① ㎏ Ⅷ", "犬と海 ひらがなカタカナ",
@@ -220,3 +225,83 @@ def test_checksums_are_those_of_zlib(modules):
     contents = [b"", b"a", bytes(range(256)) * 5]
     found = call(modules, "files", "given.map(one => m.crc32(Uint8Array.from(one)))", [list(one) for one in contents])
     assert found == [zlib.crc32(one) for one in contents]
+
+
+def _word_pieces() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    pairs = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=pairs)
+    return tokenizer
+
+
+def _byte_pairs() -> Tokenizer:
+    """As CLIP's: lower case, a pattern for words, bytes, and an end of words."""
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]", end_of_word_suffix="</w>"))
+    parts = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    tokenizer.normalizer = normalizers.Sequence(parts)
+    pattern = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    split = pre_tokenizers.Split(pattern, behavior="removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=900,
+        special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"],
+        end_of_word_suffix="</w>",
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("[SEP]", 3), ("[CLS]", 2), False, False)
+    return tokenizer
+
+
+def _pieces() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.StripAccents()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="[UNK]")
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A [SEP]", special_tokens=[("[SEP]", 3)])
+    return tokenizer
+
+
+CORPUS = [
+    "a dog on the beach",
+    "Two Boats at sea, the sun's light",
+    "éléphant straße ΟΔΟΣ",
+    "犬 と 海",
+    "1234 photos!",
+] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [_word_pieces, _byte_pairs, _pieces])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_tokens_of_encoders_are_those_of_python(modules, npm, make, side):
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    settings = names | {"model_max_length": 14, "padding_side": side}
+    tokenizer = _build(json.loads(make().to_str()), settings, "here")
+    files = _encoder_files(SimpleNamespace(tokenizer=tokenizer), "here")
+    texts = [*TEXTS, "[SEP] in a [PAD] text", "a\nb\tc", *CORPUS, *random_texts(300, 4), "x" * 200]
+    padded = side == "left"
+    own = {"max_length": 14, "padding": "max_length" if padded else "longest", "padding_side": side, "pad_token_id": 0,
+           "prompt": "a "}  # fmt: skip
+    modules.route("**/npm/tokenizers.js", lambda route: route.fulfill(path=npm_parts(True)["npm/tokenizers.js"]))
+    made = """await (async () => {
+      const [content, options, settings, texts] = given;
+      const { Tokenizer } = await import('/npm/tokenizers.js');
+      const own = new m.EncoderTexts(settings, new Tokenizer(content, options), content);
+      return texts.map(text => own.read(text)).map(({ids, mask, known}) => [ids, mask, known]);
+    })()"""
+    content, options = (json.loads(files[name]) for name in (TOKENIZER, TOKENIZER_CONFIG))
+    found = call(modules, "texts", made, [content, options, own, texts])
+    expected = []
+    for text in texts:
+        read = tokenizer("a " + text, truncation=True, padding="max_length" if padded else False)
+        known = bool(tokenizer(text, add_special_tokens=False, truncation=True)["input_ids"])
+        expected.append([read["input_ids"], read["attention_mask"], known])
+    differ = [(text, one, other) for text, one, other in zip(texts, found, expected, strict=True) if one != other]
+    assert differ == []
