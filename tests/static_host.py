@@ -1,5 +1,6 @@
-"""A folder as a static host serves it."""
+"""A folder as a static host serves it, and visitors of its pages."""
 
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,3 +28,20 @@ def serving(folder: Path) -> Iterator[str]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def visitor(chromium, wrong: list[str], **settings):
+    """A new visitor, who notes answers in `window.answers`, and errors and requests to other hosts in a list."""
+    context = chromium.new_context(**{"viewport": {"width": 1200, "height": 900}, **settings})
+    context.set_default_timeout(60_000)
+    context.on("request", lambda request: wrong.append(request.url) if _is_external(request.url) else None)
+    context.on("weberror", lambda error: wrong.append(str(error.error)))
+    context.add_init_script(
+        "document.addEventListener('answer', event => (window.answers ??= []).push("
+        "{...event.detail, values: [...event.detail.values]}))"
+    )
+    return context
+
+
+def _is_external(address: str) -> bool:
+    return not re.match(r"http://127\.0\.0\.1:|file:|data:|blob:", address)

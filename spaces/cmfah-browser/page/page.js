@@ -103,12 +103,16 @@ async function search(query, isFirst = false) {
   const codes = items.ids.length.toLocaleString('en');
   const total = performance.now() - begin;
   at('line').textContent =
-    `Encoded in ${data.answer.encoding.toFixed(1)} ms; searched ${codes} codes in ${data.answer.searching.toFixed(1)} ms.`;
+    `Encoded in ${milliseconds(data.answer.encoding)}; searched ${codes} codes in ${milliseconds(data.answer.searching)}.`;
   at('asked').hidden = false;
   shown.answer = { ...data.answer, metric, total };
   if (query.text !== undefined && !isFirst) history.replaceState(null, '', `#q=${encodeURIComponent(query.text)}`);
   // For programs and tests: what the page shows, and how long it took.
   document.dispatchEvent(new CustomEvent('answer', { detail: { ...data.answer, metric, total, ids: rows.map((row) => items.ids[row]) } }));
+}
+
+function milliseconds(time) {
+  return time < 0.1 ? 'less than 0.1 ms' : `${time.toFixed(1)} ms`;
 }
 
 function showAsked(query) {
