@@ -256,7 +256,7 @@ class CMFAHDualImageEncoder(_Half):
         return {
             "pixel_values": patches,
             "pixel_attention_mask": patches.new_ones(patches.shape[:2], dtype=torch.long),
-            "spatial_shapes": torch.tensor([[rows, columns]] * count, device=pixels.device),
+            "spatial_shapes": torch.tensor([[rows, columns]], device=pixels.device).expand(count, -1),
         }
 
 

@@ -155,7 +155,7 @@ class BagOfWords(GivenTextFeatures):
         seen_BW = torch.ones_like(input_ids, dtype=self.projection.weight.dtype)
         if attention_mask is not None:
             seen_BW = seen_BW * attention_mask
-        bag_BV = seen_BW.new_zeros(len(input_ids), self.channels)
+        bag_BV = seen_BW.new_zeros(input_ids.shape[0], self.channels)
         bag_BV = bag_BV.scatter_reduce(1, input_ids, seen_BW, "amax")
         for token in (self.config.pad_token_id, self.config.unk_token_id):
             if token is not None:

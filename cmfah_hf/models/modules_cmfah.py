@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_cmfah import CMFAHConfig
 from .fused_cmfah import EPSILON, cosines, largest, largest_cosines, selected, selected_by_each_other, selection_weights
+from .lstm_cmfah import CMFAHLSTM
 from .text_encoder import in_reading_order
 
 
@@ -81,7 +82,7 @@ class CMFAHLayer(GradientCheckpointingLayer):
     def __init__(self, config: CMFAHConfig, attends: bool, temperature: float):
         super().__init__()
         self.attention = CMFAHCoAttention(temperature) if attends else None
-        self.lstm = nn.LSTM(config.hidden_size, config.hidden_size, batch_first=True) if config.use_lstm else None
+        self.lstm = CMFAHLSTM(config.hidden_size) if config.use_lstm else None
 
     def forward(
         self,
@@ -102,14 +103,14 @@ class CMFAHLayer(GradientCheckpointingLayer):
         return update_BPD if mask_BP is None else update_BPD * mask_BP[..., None].to(update_BPD.dtype)
 
 
-def _read(lstm: nn.LSTM, sequence_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
+def _read(lstm: CMFAHLSTM, sequence_BPD: torch.Tensor, mask_BP: torch.Tensor | None) -> torch.Tensor:
     """The outputs of the LSTM over the existing positions, in their order."""
 
     def read(positions_BPD: torch.Tensor) -> torch.Tensor:
         if positions_BPD.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             # oneDNN does not have an LSTM in half precision for all processors.
             with torch.autocast("cpu", enabled=False):
-                return lstm(positions_BPD.to(lstm.weight_ih_l0.dtype))[0].to(positions_BPD.dtype)  # type: ignore[arg-type]
+                return lstm(positions_BPD.to(lstm.weight_ih_l0.dtype))[0].to(positions_BPD.dtype)
         return lstm(positions_BPD)[0]
 
     return read(sequence_BPD) if mask_BP is None else in_reading_order(read, sequence_BPD, mask_BP)

@@ -11,6 +11,7 @@ from transformers.utils import CONFIG_NAME
 
 from .configuration_cmfah import CMFAHConfig
 from .dual_encoder import Side, linked_tensors, without_encoder
+from .lstm_cmfah import CMFAHLSTM
 from .model_files import HUB_ARGUMENTS, find_file, hub_arguments, is_file, pinned
 from .modules_cmfah import (
     CMFAHBitQueries,
@@ -130,6 +131,9 @@ class CMFAHPreTrainedModel(PreTrainedModel):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         elif isinstance(module, (nn.Linear, nn.Conv1d)):
             init.kaiming_uniform_(module.weight, a=5**0.5)
+        elif isinstance(module, CMFAHLSTM):  # as `transformers` does for `nn.LSTM`
+            for name, parameter in module.named_parameters():
+                init.xavier_uniform_(parameter) if "weight" in name else init.zeros_(parameter)
         elif isinstance(module, CMFAHEncoder) and module.concepts is not None:
             # The length of concepts only matters if they are added.
             init.normal_(module.concepts, std=self.config.initializer_range if module.selection is None else 0.2)

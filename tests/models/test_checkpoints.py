@@ -345,6 +345,7 @@ def test_saved_code_is_that_of_the_models_only(model_folder):
         "encoder_output.py",
         "fused_cmfah.py",
         "image_encoder.py",
+        "lstm_cmfah.py",
         "model_files.py",
         "modeling_cmfah.py",
         "modules_cmfah.py",

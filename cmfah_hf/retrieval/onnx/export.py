@@ -1,14 +1,20 @@
 """`export_onnx`: writes the towers of a model as ONNX files that any program can run."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cmfah_hf.atomic import atomic_file
+from cmfah_hf.data import make_scenes
+from cmfah_hf.data.images import decode_image
 from cmfah_hf.documents import file_of
 from cmfah_hf.errors import CheckpointError, CMFAHError
+from cmfah_hf.models import CMFAHProcessor
 from cmfah_hf.models.model_files import is_folder
 from cmfah_hf.retrieval.calibration import CALIBRATION_NAME
 from cmfah_hf.retrieval.encoder import ImageTextEncoder
@@ -18,13 +24,16 @@ from cmfah_hf.retrieval.onnx.comparison import Comparison, compare
 from cmfah_hf.retrieval.onnx.description import described, image_settings
 from cmfah_hf.retrieval.onnx.files import FOLDER_NAME, PRECISIONS, OnnxFiles, file_name
 from cmfah_hf.retrieval.onnx.programs import check_opset, onnx_program, require_exporter
-from cmfah_hf.retrieval.onnx.towers import towers_of
+from cmfah_hf.retrieval.onnx.quantization import half_program, write_int8
+from cmfah_hf.retrieval.onnx.towers import Tower, towers_of
 
 # What else of a model the encoding of texts and images needs, without its weights.
 _WITHOUT_WEIGHTS = (
     *("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", CALIBRATION_NAME),
     *(f"{stem}.{end}" for stem in ("expander", "knowledge") for end in ("json", "safetensors")),
 )
+# Images for the ranges of 8-bit convolutions, and of a batch of them.
+_CALIBRATION_IMAGES, _BATCH = 96, 16
 _OWN_FILES = r"(vision|text)_model(_fp16|_int8)?\.onnx|cmfah\.json"
 
 
@@ -49,6 +58,7 @@ def export_onnx(
     precisions: Sequence[str] = ("fp32",),
     opset: int | None = None,
     overwrite: bool = False,
+    images: Sequence[Any] | None = None,
     **kwargs: Any,
 ) -> OnnxExport:
     """Writes both towers of a model as ONNX files with open batch and length, and checks their codes.
@@ -62,6 +72,8 @@ def export_onnx(
         precisions: Some of `"fp32"`, `"fp16"` and `"int8"`.
         opset: The version of ONNX's operators, from 18 to 23. None: 20.
         overwrite: Whether to replace an earlier export.
+        images: Images like those that will be encoded (paths, bytes, open files or Pillow images), of which the first
+            96 give the ranges of 8-bit convolutions. None: drawn scenes.
         **kwargs: For `from_pretrained`, such as `revision`, `token` or `trust_remote_code`.
 
     Raises:
@@ -81,20 +93,38 @@ def export_onnx(
     target = Path(output or source) / FOLDER_NAME
     comparisons: dict[str, Comparison] = {}
     with export_folder(target, overwrite, _OWN_FILES) as folder:
-        for tower in towers_of(encoder.model, encoder.processor):
-            program = onnx_program(tower, opset)
-            for precision in wanted:
-                path = folder / file_name(tower.name, precision)
-                if precision != "fp32":
-                    raise CMFAHError(f"The precision {precision!r} is not yet written.")
-                path.write_bytes(program.SerializeToString())
-                comparisons[path.name] = compare(tower, path, precision)
+        for tower in towers_of(encoder.model):
+            _write(tower, folder, wanted, opset, partial(_pixels, encoder.processor, images))
+            for name, precision in ((file_name(tower.name, precision), precision) for precision in wanted):
+                comparisons[name] = compare(tower, folder / name, precision)
         files = described(encoder, folder, wanted, opset)
         files.save(folder)
         for path, content in beside.items():
             with atomic_file(path, CheckpointError) as temporary:
                 temporary.write_bytes(content)
     return OnnxExport(target, files, comparisons)
+
+
+def _write(
+    tower: Tower, folder: Path, precisions: Sequence[str], opset: int, pixels: Callable[[], Iterable[np.ndarray]]
+) -> None:
+    """Writes the files of one tower."""
+    program = onnx_program(tower, opset) if {"fp32", "int8"} & set(precisions) else None
+    for precision in precisions:
+        path = folder / file_name(tower.name, precision)
+        if precision == "int8" and program is not None:
+            write_int8(program, path, tower, pixels())
+        else:
+            content = half_program(tower, opset) if precision == "fp16" or program is None else program
+            path.write_bytes(content.SerializeToString())
+
+
+def _pixels(processor: CMFAHProcessor, images: Sequence[Any] | None) -> Iterator[np.ndarray]:
+    """Batches of `pixel_values` of the given images, or of drawn scenes."""
+    chosen = list(make_scenes(_CALIBRATION_IMAGES)["image"]) if images is None else list(images)[:_CALIBRATION_IMAGES]
+    for start in range(0, len(chosen), _BATCH):
+        batch = [decode_image(image) for image in chosen[start : start + _BATCH]]
+        yield processor(images=batch, return_tensors="pt")["pixel_values"].numpy()
 
 
 def _checked(precisions: Sequence[str]) -> tuple[str, ...]:

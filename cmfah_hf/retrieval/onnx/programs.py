@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.export import ExportedProgram
@@ -83,12 +83,39 @@ def onnx_program(tower: Tower, opset: int = OPSET) -> "ModelProto":
         with _quiet():
             made = torch.onnx.export(
                 program, input_names=list(INPUTS[tower.name]), output_names=[tower.output], opset_version=opset,
-                dynamo=True, verbose=False,
+                dynamo=True, verbose=False, custom_translation_table={torch.ops.cmfah.lstm.default: _lstm},
             )  # fmt: skip
+            assert made is not None
+            _fold_weights(made)
     except torch.onnx.errors.OnnxExporterError as error:
         raise _unsupported(tower, program, error) from error
-    assert made is not None
     return _cleaned(made.model_proto, tower)
+
+
+def _lstm(x_BPD: Any, input_weight: Any, hidden_weight: Any, input_bias: Any, hidden_bias: Any) -> Any:
+    """The operator `cmfah::lstm` by ONNX's. PyTorch orders gates as input, forget, cell, output."""
+    from onnxscript import opset18 as op
+
+    width = int(hidden_weight.shape[1])
+    places = [gate * width + place for gate in (0, 3, 1, 2) for place in range(width)]
+
+    def ordered(weights: Any) -> Any:
+        return op.Gather(weights, op.Constant(value_ints=places), axis=0)
+
+    one_direction = op.Constant(value_ints=[0])
+    weights = [op.Unsqueeze(ordered(weight), one_direction) for weight in (input_weight, hidden_weight)]
+    biases = op.Unsqueeze(op.Concat(ordered(input_bias), ordered(hidden_bias), axis=0), one_direction)
+    sequence = op.Transpose(x_BPD, perm=[1, 0, 2])
+    found, _, _ = op.LSTM(sequence, *weights, biases, hidden_size=width)
+    return op.Transpose(op.Squeeze(found, op.Constant(value_ints=[1])), perm=[1, 0, 2])
+
+
+def _fold_weights(program: Any) -> None:
+    """Computes the ordered weights of LSTMs, which quantizers take as constants alone."""
+    from onnxscript import optimizer
+
+    if any(node.op_type == "LSTM" for node in program.model.graph):
+        optimizer.optimize(program.model, input_size_limit=_MOST_BYTES, output_size_limit=_MOST_BYTES)
 
 
 def _unsupported(tower: Tower, program: ExportedProgram, error: BaseException) -> CheckpointError:

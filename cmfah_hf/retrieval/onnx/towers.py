@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from cmfah_hf.models import CMFAHModel, CMFAHProcessor
+from cmfah_hf.models import CMFAHConfig, CMFAHModel
 from cmfah_hf.retrieval.onnx.files import INPUTS, OUTPUTS
 
 
@@ -62,19 +62,20 @@ class Tower:
         return self.module(*inputs)
 
 
-def towers_of(model: CMFAHModel, processor: CMFAHProcessor) -> list[Tower]:
+def towers_of(model: CMFAHModel) -> list[Tower]:
     """Both towers of a model, in evaluation mode."""
-    sides = dict.fromkeys((0, 2, 3), Dim.DYNAMIC)
-    height, width = processor.image_shape
-    pad, rows = processor.tokenizer.pad_token_id or 0, len(processor.tokenizer)
-    most = min(processor.tokenizer.model_max_length, 12)
+    config = model.config
+    # Position embeddings of patches belong to one size of images.
+    has_patches = config.dual_encoder_config is not None or hasattr(config.backbone_config, "patch_size")
+    sides = dict.fromkeys((0,) if has_patches else (0, 2, 3), Dim.DYNAMIC)
+    most = _most_tokens(config)
 
     def images(count: int, seed: int) -> tuple[torch.Tensor, ...]:
-        return (_images(count, height, width, torch.Generator().manual_seed(seed)),)
+        return (_images(count, config.image_size, torch.Generator().manual_seed(seed)),)
 
     def texts(count: int, seed: int) -> tuple[torch.Tensor, ...]:
         generator = torch.Generator().manual_seed(seed)
-        return _texts(count, 1 + (4 + seed) % most, rows, pad, generator)
+        return _texts(count, 1 + (4 + seed) % most, config.vocab_size, config.pad_token_id or 0, generator)
 
     vision = {name: {0: Dim.DYNAMIC} for name in INPUTS["vision"]}
     text = {name: dict.fromkeys((0, 1), Dim.DYNAMIC) for name in INPUTS["text"]}
@@ -84,11 +85,18 @@ def towers_of(model: CMFAHModel, processor: CMFAHProcessor) -> list[Tower]:
     ]
 
 
-def _images(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
+def _most_tokens(config: CMFAHConfig) -> int:
+    """The length of the longest random text: at most 12 tokens, and no more than the encoder takes."""
+    encoder: Any = config.dual_encoder_config or config.text_backbone_config
+    positions = getattr(encoder.get_text_config() if encoder else None, "max_position_embeddings", None)
+    return min(12, max(positions - 2, 3)) if positions else 12  # some encoders begin to count at 2
+
+
+def _images(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
     """Blurred noise, which excites a tower more like images do than independent pixels."""
     coarse = torch.randn(count, 3, 8, 8, generator=generator)
-    blurred = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
-    return blurred + 0.2 * torch.randn(count, 3, height, width, generator=generator)
+    blurred = nn.functional.interpolate(coarse, (size, size), mode="bilinear")
+    return blurred + 0.2 * torch.randn(count, 3, size, size, generator=generator)
 
 
 def _texts(count: int, length: int, rows: int, pad: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
