@@ -13,9 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from dual_encoders import write_dual_encoder
 from PIL import Image
 from static_host import serving, visitor
 
+from cmfah_hf import CMFAHConfig, CMFAHModel, CMFAHProcessor
 from cmfah_hf.data.scenes import FIRST_QUERY, draw_scene
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
 from cmfah_hf.space.settings import SpaceSettings
@@ -396,3 +399,34 @@ def test_the_manifest_describes_every_file(scenes_page):
     files = {path.relative_to(scenes_page).as_posix() for path in scenes_page.rglob("*") if path.is_file()}
     assert files - set(manifest["files"]) == {"page.json", "README.md", ".nojekyll"}
     assert not any(path.suffix == ".mjs" for path in scenes_page.rglob("*"))
+
+
+def test_a_model_of_a_pretrained_encoder_has_its_tokens_and_its_crop(open_page, npm, tmp_path):
+    """A CLIP of random weights: byte-level tokens that are cut off, the shortest edge resized, the center cropped."""
+    encoder = write_dual_encoder("clip", tmp_path / "encoder")
+    config = CMFAHConfig(dual_encoder=str(encoder), hidden_size=24, image_size=32, num_concepts=4)
+    torch.manual_seed(0)
+    model = CMFAHModel(config).eval()
+    model.config.encoder_source = None
+    model.save_pretrained(tmp_path / "model")
+    CMFAHProcessor.from_backbones(config).save_pretrained(tmp_path / "model")
+    retriever = CrossMediaRetriever.from_pretrained(tmp_path / "model", device="cpu")
+    (tmp_path / "photos").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 9, 12, 3), dtype=np.uint8)
+    for number, own in enumerate(pixels):
+        size = [(90, 60), (50, 140), (33, 33)][number]
+        Image.fromarray(own).resize(size, Image.Resampling.BICUBIC).save(tmp_path / "photos" / f"{number}.png")
+    settings = SpaceSettings(model=str(tmp_path / "model"), data=str(tmp_path / "photos"))
+    export_page(settings, tmp_path / "page", links="https://example.org/photos/")
+    with serving(tmp_path / "page") as root:
+        page = loaded(open_page(root))
+        for text in ("A dog on the Beach!", "[EOS] of it", "two birds in the sky " * 5, "Ünïcödé 犬 👍"):
+            found = search(page, text)
+            assert np.abs(np.array(found["values"]) - retriever.encode_texts([text])[0]).max() < 1e-4, text
+        for path in sorted((tmp_path / "photos").iterdir()):
+            found = asked(page, lambda path=path: drop(page, path.read_bytes(), path.name, "image/png"))
+            assert np.abs(np.array(found["values"]) - retriever.encode_images([path])[0]).max() < 1e-4, path.name
+            assert path.name in found["ids"]
+        page.locator(".card").first.click()
+        link = page.get_by_role("link", name="Open the image")
+        assert link.get_attribute("href") == f"https://example.org/photos/{found['ids'][0]}"
