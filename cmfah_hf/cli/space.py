@@ -1,7 +1,7 @@
 """`cmfah space`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -87,7 +87,7 @@ def space(
         settings = replace(settings, model=str(Path(model).absolute()) if Path(model).exists() else model)
     if named:
         settings = replace(settings, data=named[0] if len(named) == 1 else named, examples=())
-    given = {"split": split, "limit": limit, "title": title, "hosts": tuple(allow_host or ()) or None}
+    given: dict[str, Any] = {"split": split, "limit": limit, "title": title, "hosts": tuple(allow_host or ()) or None}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     if output is not None:
         _write(settings, output, folder, thumbnails, links, precision, overwrite)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import zlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,20 +128,38 @@ def _tower_places(towers: dict[str, Path]) -> dict[str, Path]:
 
 
 def _data(written: _Written, items: PageItems) -> dict[str, Any]:
-    """Writes codes, ids and thumbnails; returns how the manifest describes thumbnails."""
+    """Writes codes, thumbnails, ids and texts; returns how the manifest describes thumbnails."""
     written.add(CODES, items.codes.tobytes())
-    sizes = None if items.thumbnails is None else [len(content) for content in items.thumbnails]
+    sizes = None if items.thumbnails is None else _write_thumbnails(written, items.thumbnails)
     content = {"ids": items.ids, "texts": items.texts, "sizes": sizes}
     written.add(ITEMS, json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode())
-    if items.thumbnails is None or sizes is None:
+    if sizes is None:
         return {"thumbnails": None}
-    if sum(sizes) <= MOST_PACKED_BYTES:
-        written.add(PACK, b"".join(items.thumbnails))
-        return {"thumbnails": "pack"}
-    for row, thumbnail in enumerate(items.thumbnails):
-        if thumbnail:
-            written.add(f"data/thumbnails/{row // _PER_FOLDER}/{row}.webp", thumbnail, described=False)
-    return {"thumbnails": "files", "per_folder": _PER_FOLDER}
+    return {"thumbnails": "pack" if PACK in written.described else "files", "per_folder": _PER_FOLDER}
+
+
+def _write_thumbnails(written: _Written, thumbnails: Iterable[bytes]) -> list[int]:
+    """Writes thumbnails as one file if they are few, else as files of their own; returns their sizes."""
+    sizes: list[int] = []
+    packed: list[bytes] | None = []
+    for row, thumbnail in enumerate(thumbnails):
+        sizes.append(len(thumbnail))
+        if packed is None:
+            _write_thumbnail(written, row, thumbnail)
+            continue
+        packed.append(thumbnail)
+        if sum(sizes) > MOST_PACKED_BYTES:
+            for place, own in enumerate(packed):
+                _write_thumbnail(written, place, own)
+            packed = None
+    if packed is not None:
+        written.add(PACK, b"".join(packed))
+    return sizes
+
+
+def _write_thumbnail(written: _Written, row: int, thumbnail: bytes) -> None:
+    if thumbnail:
+        written.add(f"data/thumbnails/{row // _PER_FOLDER}/{row}.webp", thumbnail, described=False)
 
 
 def _documents(settings: SpaceSettings, items: PageItems, files: OnnxFiles) -> dict[str, bytes]:

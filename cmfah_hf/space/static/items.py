@@ -5,7 +5,8 @@ Shapes: N items, K bits.
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 # Longer side of a thumbnail in pixels, and its quality as WebP: 3 to 8 kB of a photograph.
 _SIDE, _QUALITY = 256, 75
 _BATCH = 32
+# Thumbnails that threads make ahead.
+_AHEAD = 256
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,14 @@ class PageItems:
         codes: `(N, K / 8)` uint8.
         ids: Their ids as texts.
         texts: Their texts; None if none has any.
-        thumbnails: The content of an image file for each item, empty where there is none; None without thumbnails.
+        thumbnails: The content of an image file for each item in turn, empty where there is none; made while they are
+            read. None without thumbnails.
     """
 
     codes: np.ndarray
     ids: list[str]
     texts: list[str] | None
-    thumbnails: list[bytes] | None
+    thumbnails: Iterable[bytes] | None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -113,20 +117,29 @@ def _joined(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _thumbnails(index: HashIndex, ids: Sequence[Any], path: Path, progress: bool) -> list[bytes] | None:
-    """A thumbnail of each image whose file is there; counts the others in a warning."""
+def _thumbnails(index: HashIndex, ids: Sequence[Any], path: Path, progress: bool) -> Iterable[bytes] | None:
     if index.folders is None or not index.folders.roots:
         logger.warning("%s follows no folder, so the page shows ids without thumbnails.", path)
         return None
-    small = []
-    with progress_bar(len(ids), "Thumbnails", progress) as bar:
-        for item_id, file in zip(ids, index.folders.paths_of(ids), strict=True):
-            small.append(_thumbnail_of_file(file, str(item_id)))
-            bar.update()
-    if missing := small.count(b""):
-        logger.warning("%d of %d images of %s cannot be read; the page shows them without thumbnails.", missing,
-                       len(ids), path)  # fmt: skip
-    return small
+    return _thumbnails_of_files(index.folders.paths_of(ids), [str(item_id) for item_id in ids], path, progress)
+
+
+def _thumbnails_of_files(
+    files: Sequence[str | None], names: Sequence[str], path: Path, progress: bool
+) -> Iterator[bytes]:
+    """A thumbnail of each image whose file is there; counts the others in a warning."""
+    missing = 0
+    with progress_bar(len(names), "Thumbnails", progress) as bar, ThreadPoolExecutor() as pool:
+        for start in range(0, len(names), _AHEAD):
+            part = slice(start, start + _AHEAD)
+            for thumbnail in pool.map(_thumbnail_of_file, files[part], names[part]):
+                missing += not thumbnail
+                bar.update()
+                yield thumbnail
+    if missing:
+        logger.warning(
+            "%d of %d images of %s cannot be read; the page shows them without thumbnails.", missing, len(names), path
+        )
 
 
 def _thumbnail_of_file(file: str | None, name: str) -> bytes:

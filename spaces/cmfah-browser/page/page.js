@@ -32,7 +32,7 @@ worker.onmessage = ({ data }) => {
     waiting.delete(data.number);
   } else stop(data.problem);
 };
-worker.onerror = () => stop('The search could not be started in this browser; take one of 2023 or later.');
+worker.onerror = () => stop('The search could not be started: a script is missing, or this browser is older than 2023.');
 
 /** Ends the loading with a problem. Images already loaded still find images like them. */
 function stop(message) {
