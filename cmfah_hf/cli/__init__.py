@@ -21,6 +21,7 @@ from cmfah_hf.cli.evaluate import evaluate
 from cmfah_hf.cli.expand import expand_app
 from cmfah_hf.cli.experiment import experiment_app
 from cmfah_hf.cli.export import export
+from cmfah_hf.cli.export.onnx import onnx
 from cmfah_hf.cli.index import index
 from cmfah_hf.cli.index.info import info
 from cmfah_hf.cli.index.remove import remove
@@ -106,6 +107,7 @@ app.command()(duplicates)
 app.command()(serve)
 app.command()(space)
 app.command()(export)
+app.command("export onnx")(onnx)
 app.command()(push)
 app.add_typer(data_app, name="data")
 app.add_typer(expand_app)

@@ -72,8 +72,8 @@ def export_onnx(
         precisions: Some of `"fp32"`, `"fp16"` and `"int8"`.
         opset: The version of ONNX's operators, from 18 to 23. None: 20.
         overwrite: Whether to replace an earlier export.
-        images: Images like those that will be encoded (paths, bytes, open files or Pillow images), of which the first
-            96 give the ranges of 8-bit convolutions. None: drawn scenes.
+        images: Images like those that will be encoded (paths, bytes, open files or Pillow images), of which 96 give
+            the ranges of 8-bit convolutions. None: drawn scenes.
         **kwargs: For `from_pretrained`, such as `revision`, `token` or `trust_remote_code`.
 
     Raises:
@@ -121,7 +121,9 @@ def _write(
 
 def _pixels(processor: CMFAHProcessor, images: Sequence[Any] | None) -> Iterator[np.ndarray]:
     """Batches of `pixel_values` of the given images, or of drawn scenes."""
-    chosen = list(make_scenes(_CALIBRATION_IMAGES)["image"]) if images is None else list(images)[:_CALIBRATION_IMAGES]
+    if images is None:
+        images = make_scenes(_CALIBRATION_IMAGES)["image"]
+    chosen = list(images)[:: max(1, len(images) // _CALIBRATION_IMAGES)][:_CALIBRATION_IMAGES]
     for start in range(0, len(chosen), _BATCH):
         batch = [decode_image(image) for image in chosen[start : start + _BATCH]]
         yield processor(images=batch, return_tensors="pt")["pixel_values"].numpy()

@@ -1,4 +1,4 @@
-"""`cmfah export`."""
+"""`cmfah export`, of an index; `cmfah export onnx` has a file of its own."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +14,10 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in that folder.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
-    """Write an index's ids, codes and metadata in the import format of a database."""
+    """Write an index's ids, codes and metadata in the import format of a database.
+
+    `cmfah export onnx MODEL` writes a model's towers as ONNX files.
+    """
     from cmfah_hf.cli.output import print_json, say
     from cmfah_hf.errors import HashIndexError
     from cmfah_hf.retrieval import EXPORTERS, HashIndex
