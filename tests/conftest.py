@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -169,3 +170,14 @@ def environment(tmp_path) -> dict[str, str]:
         "PYTHONPATH": str(Path(__file__).parents[1]),
         "TOKENIZERS_PARALLELISM": "false",
     }
+
+
+@pytest.fixture(scope="session")
+def exported(trained, tmp_path_factory) -> Path:
+    """A copy of the tiny model with its ONNX files in float32. Read-only: tests change copies."""
+    from cmfah_hf.retrieval.onnx.export import export_onnx
+
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    shutil.copytree(trained.folder, folder, ignore=shutil.ignore_patterns("checkpoint-*"))
+    export_onnx(folder)
+    return folder

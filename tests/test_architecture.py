@@ -180,6 +180,9 @@ def test_dependencies_of_the_page_match_the_package_and_the_imports():
     optional = {
         "icu4py",
         "imagecodecs",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
         "peft",
         "pillow_heif",
         "prometheus_client",

@@ -9,6 +9,11 @@ FiguresAsJson = Annotated[bool, typer.Option("--json", help="Print the figures a
 RemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", "--trust_remote_code", help="Let code of the model's encoder run.")
 ]
+Backend = Annotated[
+    str,
+    typer.Option(help="'torch', or 'onnx': by the model's ONNX files, without PyTorch, which starts sooner."),
+]
+Precision = Annotated[str, typer.Option(help="With --backend onnx: the files to use, 'fp32', 'fp16' or 'int8'.")]
 Branch = Annotated[str | None, typer.Option(help="The branch; created if needed. Default: the main one.")]
 Private = Annotated[bool, typer.Option("--private", help="Create a private repository.")]
 Message = Annotated[str | None, typer.Option(help="The commit's title.")]

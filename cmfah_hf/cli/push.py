@@ -24,6 +24,12 @@ def push(
         typer.Option(help="An index of images to go with it; its ids are visible to everyone who can see the model."),
     ] = None,
     texts_index: Annotated[Path | None, typer.Option(help="An index of texts to push with the model.")] = None,
+    onnx: Annotated[
+        bool,
+        typer.Option(
+            "--onnx", help="Push the towers as ONNX files too: those of RUN/onnx, or new ones; needs cmfah-hf[export]."
+        ),
+    ] = False,
     license: Annotated[
         str | None, typer.Option(help="The model's license as a Hub identifier, such as apache-2.0.")
     ] = None,
@@ -68,6 +74,7 @@ def push(
         "--license": license,
         "--data-license": data_license,
         "--dataset-id": dataset_id,
+        "--onnx": onnx or None,
     }
     of_a_space = {"--data": data, "--split": split, "--limit": limit, "--title": title}
     for option, value in (of_a_model if space else of_a_space).items():
@@ -96,6 +103,7 @@ def push(
             data_license=data_license,
             dataset_id=dataset_id,
             attention_image=attention,
+            onnx=onnx,
             **common,
         )
     if json:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cmfah_hf.cli.index import saving_on_termination
-from cmfah_hf.cli.options import RemoteCode
+from cmfah_hf.cli.options import Backend, Precision, RemoteCode
 
 
 def serve(
@@ -44,6 +44,8 @@ def serve(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images of folders that are encoded at once.")] = 32,
     any_model: Annotated[bool, typer.Option("--any-model", help="Accept an index made by another model.")] = False,
+    backend: Backend = "torch",
+    precision: Precision = "fp32",
     trust_remote_code: RemoteCode = False,
 ) -> None:
     """Serve searches over HTTP: search, add, remove, sync, health, metrics, and their description in /openapi.json.
@@ -62,5 +64,5 @@ def serve(
     with saving_on_termination():
         serve(
             sources, host, port, token, without_token=no_token, further_hosts=allow_host or (), limits=limits,
-            any_model=any_model, trust_remote_code=trust_remote_code,
+            any_model=any_model, trust_remote_code=trust_remote_code, backend=backend, precision=precision,
         )  # fmt: skip

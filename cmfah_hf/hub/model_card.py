@@ -9,7 +9,8 @@ from cmfah_hf.hub.card_calibration import calibration_of
 from cmfah_hf.hub.card_figures import RANKINGS, WAYS, code, figures_of, is_compressed
 from cmfah_hf.hub.cards import card_of
 from cmfah_hf.hub.finished_run import SETTINGS_NAME, FinishedRun, is_repo_id
-from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX
+from cmfah_hf.hub.onnx_files import ONNX_DESCRIPTION, ONNX_FILES
+from cmfah_hf.retrieval.model_source import IMAGES_INDEX, TEXTS_INDEX
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
@@ -174,6 +175,15 @@ print(results.ids[0].tolist(), results.scores[0].tolist())
             f"""```python
 retriever = CrossMediaRetriever.from_pretrained({quoted}{of}, index=True)
 print(retriever.search(text={words}, k=10).ids[0].tolist())
+```"""
+        )
+    if ONNX_DESCRIPTION in files:
+        names = ", ".join(f"`{name}`" for name in sorted(ONNX_FILES & files) if name != ONNX_DESCRIPTION)
+        parts.append(f"By ONNX Runtime, without PyTorch: {names}, with `pip install 'cmfah-hf[onnx]'`:")
+        parts.append(
+            f"""```python
+retriever = CrossMediaRetriever.from_pretrained({quoted}{of}, backend="onnx")
+print(retriever.encode_texts([{words}]).shape)
 ```"""
         )
     parts += [

@@ -10,6 +10,7 @@ expander.*, knowledge.*, skip_gram.*    the word graph, its knowledge, the word 
 run.yaml, metrics.json, plots/          settings and results
 calibration.json                        the maps from scores to probabilities
 images.index, texts.index               the indexes, if given
+onnx/                                   the towers as ONNX files with their description, if wanted
 """
 
 import json
@@ -20,8 +21,10 @@ from typing import Any
 from cmfah_hf.documents import read_json
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.hub.finished_run import METRICS_NAME, PLOTS, SETTINGS_NAME, WORDS, FinishedRun, own_file, without_places
+from cmfah_hf.hub.onnx_files import ONNX_FILES
 from cmfah_hf.retrieval.calibration import CALIBRATION_NAME
-from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX, no_bars
+from cmfah_hf.retrieval.loading import no_bars
+from cmfah_hf.retrieval.model_source import IMAGES_INDEX, TEXTS_INDEX
 
 TRAINING_VARIANT = "pretraining"
 TRAINING_WEIGHTS = "pretraining.safetensors"
@@ -86,7 +89,7 @@ def write_metrics(run: FinishedRun, target: Path) -> None:
 
 def is_ours(path: str) -> bool:
     """True for files that an earlier push of a model wrote."""
-    return path in {
+    return path in ONNX_FILES or path in {
         *(*WORDS, *PLOTS, METRICS_NAME, SETTINGS_NAME, IMAGES_INDEX, TEXTS_INDEX, TRAINING_WEIGHTS, TRAINING_INDEX),
         *("model.safetensors", "tokenizer.json", "tokenizer_config.json", "processor_config.json"),
         *("pytorch_model.bin", "training_args.bin", CALIBRATION_NAME),

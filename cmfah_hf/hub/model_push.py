@@ -10,8 +10,9 @@ from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.errors import HubError
 from cmfah_hf.hub.finished_run import ATTENTION_PLOT, own_file, read_run
 from cmfah_hf.hub.model_folder import is_ours, write_metrics, write_model, write_settings
+from cmfah_hf.hub.onnx_files import onnx_files
 from cmfah_hf.hub.publishing import Published, check_target, publish, staging
-from cmfah_hf.retrieval.loading import IMAGES_INDEX, TEXTS_INDEX
+from cmfah_hf.retrieval.model_source import IMAGES_INDEX, TEXTS_INDEX
 from cmfah_hf.retrieval.storage.index_file import copy_without_folders
 
 
@@ -33,6 +34,7 @@ def push_model(
     data_license: str | None = None,
     dataset_id: str | None = None,
     attention_image: bool = True,
+    onnx: bool = False,
     tags: Sequence[str] = (),
     metrics: Mapping[str, Any] | None = None,
     overwrite: bool = False,
@@ -62,13 +64,15 @@ def push_model(
         data_license: The data's license as text. Default: the license in the data's card.
         dataset_id: The data's Hub id, if the run used a local copy.
         attention_image: Push the attention plot, which shows an image of the data.
+        onnx: Push the towers as ONNX files too, which `CrossMediaRetriever.from_pretrained(..., backend="onnx")`
+            reads: those of the folder `onnx` of the run, or new ones in float32.
         tags: Additional tags of the card.
         metrics: Metrics for the card if the folder has no `metrics.json`.
         overwrite: Also replace files that were edited on the Hub since the last push.
         progress: Show upload progress bars.
 
     Raises:
-        CheckpointError: If the folder holds no model that could be loaded.
+        CheckpointError: If the folder holds no model that could be loaded, or its ONNX files are of another one.
         HashIndexError: If an index cannot be read or belongs to another model.
         HubError: If there is no valid token, the Hub cannot be reached, or somebody else changed the branch meanwhile.
     """
@@ -85,6 +89,8 @@ def push_model(
     _check_indexes(folder, indexes.values())
     files |= indexes
     with staging(cached_assets_path("cmfah-hf", "push", "models"), str(folder), repo_id) as stage:
+        if onnx:
+            files |= onnx_files(folder, stage)
         _stage(run, folder, stage, files, repo_id, revision, license, data_license, dataset_id, tags)
         for name, path in indexes.items():
             copy_without_folders(path, stage / name)

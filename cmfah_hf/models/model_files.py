@@ -10,14 +10,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
-from transformers.utils.hub import extract_commit_hash
-
 # Arguments of `from_pretrained` for the location of a file on the Hub or in the cache.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
 _MOST_BYTES = 64 * 2**20  # enough for a vocabulary of two million words
 _MOST_DEPTH = 32
+_COMMIT = re.compile("/snapshots/([0-9a-f]{40})/")  # in the cache of the Hub
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -51,6 +49,8 @@ def find_file(source: Any, name: str, hub: dict[str, Any]) -> Path | None:
         OSError: If the Hub or the repository cannot be reached.
     """
     if not is_folder(source):
+        from transformers.utils import cached_file  # takes long to import, and a folder does not need it
+
         found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False, **hub)
         return None if found is None else Path(found)
     path = Path(source, hub.get("subfolder") or "", name)
@@ -64,8 +64,10 @@ def find_file(source: Any, name: str, hub: dict[str, Any]) -> Path | None:
 
 def pinned(source: Any, found: Path | None, hub: dict[str, Any]) -> dict[str, Any]:
     """`hub` with the commit of a file that was found, so that further files are from the same commit."""
-    commit = extract_commit_hash(str(found), None) if found is not None and not is_folder(source) else None
-    return hub if commit is None else {**hub, "revision": commit}
+    if found is None or is_folder(source):
+        return hub
+    commit = _COMMIT.search(found.as_posix())
+    return hub if commit is None else {**hub, "revision": commit[1]}
 
 
 def require_below(path: str | os.PathLike, folder: str | os.PathLike) -> None:

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,11 @@ from .image_settings import load_image_processor
 from .model_files import ModelFileError, find_file, hub_arguments, pinned, read_object
 from .remote_code import is_remote
 from .sentence_files import check_prompt, sentence_settings
-from .similar_words import SimilarWords, check_unknown_words
-from .tokenization_cmfah import SPECIAL_TOKENS, build_word_tokenizer, load_word_tokenizer, word_offsets
+from .similar_words import check_unknown_words
+from .text_reading import TextReader
+from .tokenization_cmfah import SPECIAL_TOKENS, word_offsets
 from .word_rules import WordRules, rules_of
+from .word_tokenizer import build_word_tokenizer, load_word_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ def backbone_normalization(config: CMFAHConfig) -> tuple[Sequence[float], Sequen
     return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
-class CMFAHProcessor(ProcessorMixin):
+class CMFAHProcessor(TextReader, ProcessorMixin):
     r"""
     Prepares images with an image processor of `transformers`, and texts with the tokenizer of the text encoder.
 
@@ -96,7 +98,6 @@ class CMFAHProcessor(ProcessorMixin):
         self.word_level, self.text_prompt = word_level, text_prompt
         self.word_rules, self.unknown_words = word_rules or WordRules(), unknown_words
         self._told_of_truncation = False
-        self._similar: SimilarWords | None = None
 
     @classmethod
     def from_vocabulary(
@@ -285,32 +286,6 @@ class CMFAHProcessor(ProcessorMixin):
         half_height = settings.crop_size["height"] / scale_y / 2
         return width / 2 - half_width, height / 2 - half_height, width / 2 + half_width, height / 2 + half_height
 
-    def words(self, text: str) -> list[str]:
-        """The words of `text` in their order, by the rules of the model."""
-        return self.word_rules.words(text)
-
-    def readings(self, text: str) -> list[tuple[str, list[str]]]:
-        """Each word of `text` with the words of the vocabulary that it is read as: itself, similar ones, or none.
-
-        With a text backbone, each word is read as itself.
-        """
-        words = self.words(text)
-        if not self.word_level:
-            return [(word, [word]) for word in words]
-        unknown = self.tokenizer.unk_token_id
-        known = {word for word in words if self.tokenizer.convert_tokens_to_ids(word) != unknown}
-        return [(word, [word] if word in known else self._similar_words(word)) for word in words]
-
-    def known_words(self, text: str) -> list[str]:
-        """The words of `text` that the model reads, in their order; all words with a text backbone."""
-        return [word for word, read in self.readings(text) if read]
-
-    def has_known_tokens(self, text: str) -> bool:
-        """Whether the model knows any token of `text`; with a text backbone, whether the text is not blank."""
-        if self.word_level:
-            return bool(self.known_words(text))
-        return bool(self.tokenizer(text, add_special_tokens=False, truncation=True)["input_ids"])
-
     def word_spans(self, text: str) -> list[tuple[str, list[int]]]:
         """The known words of `text`, each with its token positions in `processor(text=[text])`."""
         if self.word_level:
@@ -332,20 +307,14 @@ class CMFAHProcessor(ProcessorMixin):
         ]
         return [(word, positions) for word, positions in found if positions]
 
-    @property
-    def _prepares_texts(self) -> bool:
-        return self.word_level and (self.word_rules != WordRules() or self.unknown_words != "ignore")
+    def _knows(self, word: str) -> bool:
+        return self.tokenizer.convert_tokens_to_ids(word) != self.tokenizer.unk_token_id
 
-    def _prepared(self, text: str) -> str:
-        """The words that a text is read as, which the tokenizer splits at the spaces between them."""
-        return " ".join(token for word, read in self.readings(text) for token in read or [word])
+    def _vocabulary(self) -> Collection[str]:
+        return self.tokenizer.get_vocab().keys() - set(SPECIAL_TOKENS)
 
-    def _similar_words(self, word: str) -> list[str]:
-        if self.unknown_words == "ignore":
-            return []
-        if self._similar is None:
-            self._similar = SimilarWords(self.tokenizer.get_vocab().keys() - set(SPECIAL_TOKENS))
-        return self._similar.of(word)
+    def _has_tokens(self, text: str) -> bool:
+        return bool(self.tokenizer(text, add_special_tokens=False, truncation=True)["input_ids"])
 
     def check_model(self, config: CMFAHConfig) -> None:
         """Raises a `ValueError` if the tokenizer is not the one that the model was trained with."""

@@ -1,15 +1,11 @@
-"""Word splitting, shared by word graph, word vectors and models, and the word-level tokenizer of a vocabulary."""
+"""Word splitting, shared by word graph, word vectors and models, and the word-level tokenizer of a vocabulary.
 
-import json
+This file does without `transformers`; `word_tokenizer.py` has the tokenizer in its form.
+"""
+
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
-from typing import Any
 
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-
-from .model_files import ModelFileError, read_object
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 PAD_TOKEN, UNKNOWN_TOKEN = "[PAD]", "[UNK]"
 SPECIAL_TOKENS = (PAD_TOKEN, UNKNOWN_TOKEN)
@@ -50,8 +46,8 @@ def word_offsets(text: str) -> list[tuple[str, int, int]]:
     return [(word, start, end) for part, (start, end) in found for word in split_words(part)]
 
 
-def build_word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A fast tokenizer with the ids 0 for `[PAD]`, 1 for `[UNK]`, and `i + 2` for `vocabulary[i]`.
+def word_level_tokenizer(vocabulary: Sequence[str]) -> Tokenizer:
+    """A tokenizer with the ids 0 for `[PAD]`, 1 for `[UNK]`, and `i + 2` for `vocabulary[i]`.
 
     Raises:
         ValueError: If the vocabulary holds a word twice or a special token.
@@ -62,71 +58,7 @@ def build_word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN_TOKEN))
     tokenizer.normalizer = _NORMALIZER
     tokenizer.pre_tokenizer = _PRE_TOKENIZER
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD_TOKEN,
-        unk_token=UNKNOWN_TOKEN,
-        model_input_names=["input_ids", "attention_mask"],
-        split_special_tokens=True,  # "[PAD]" in a text is the word "pad"
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def load_word_tokenizer(path: Path, settings: dict[str, Any]) -> PreTrainedTokenizerFast:
-    """A tokenizer of `build_word_tokenizer`, built again from the vocabulary in its file.
-
-    Other parts of the file are not used: a pattern could take exponential time, and a replacement could turn a word
-    into ten million. Of the settings of a `tokenizer_config.json`, only the padding side is.
-
-    Raises:
-        ModelFileError: If the file is damaged, or holds another type of tokenizer.
-    """
-    content = read_object(path)
-    for part, expected in _parts().items():
-        if content.get(part) not in (expected, None if part == "post_processor" else expected):
-            raise _other_kind(path, part)
-    model = content.get("model")
-    model = model if isinstance(model, dict) else {}
-    vocabulary = model.get("vocab")
-    if not isinstance(vocabulary, dict) or (model.get("type"), model.get("unk_token")) != ("WordLevel", UNKNOWN_TOKEN):
-        raise _other_kind(path, "model")
-    words = _in_order(vocabulary, path)
-    if tuple(words[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
-        raise _other_kind(path, "model")
-    side = settings.get("padding_side", "right")
-    if side not in ("left", "right"):
-        raise ModelFileError(f"{path}: padding_side is {str(side)[:40]!r}; give left or right.")
-    for name, token in (("pad_token", PAD_TOKEN), ("unk_token", UNKNOWN_TOKEN)):
-        if settings.get(name, token) != token:
-            raise _other_kind(path, name)
-    tokenizer = build_word_tokenizer(words[len(SPECIAL_TOKENS) :])
-    tokenizer.padding_side = side
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1")
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS])
+    tokenizer.encode_special_tokens = True  # "[PAD]" in a text is the word "pad"
     return tokenizer
-
-
-def _in_order(vocabulary: dict[str, Any], path: Path) -> list[str]:
-    """The words of a vocabulary, ordered by their ids."""
-    words: dict[int, str] = {}
-    for word, number in vocabulary.items():
-        if type(number) is not int or not 0 <= number < len(vocabulary) or number in words:
-            raise ModelFileError(
-                f"{path}: the number of {word[:40]!r} is {str(number)[:40]}; {len(vocabulary)} words have the numbers "
-                f"from 0 to {len(vocabulary) - 1}, each once. Save the model again."
-            )
-        words[number] = word
-    return [words[number] for number in range(len(words))]
-
-
-@cache
-def _parts() -> dict[str, Any]:
-    """The parts of a tokenizer file that do not depend on the vocabulary."""
-    written = json.loads(build_word_tokenizer([]).backend_tokenizer.to_str())
-    return {
-        name: written[name] for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder", "added_tokens")
-    }
-
-
-def _other_kind(path: Path, part: str) -> ModelFileError:
-    return ModelFileError(
-        f"{path}: its {part} is not that of a word tokenizer of this package; no other tokenizer is supported here."
-    )

@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "QueryResults": "results",
         "SearchResults": "results",
         "Term": "terms",
+        "TorchEncoder": "torch_encoder",
         "ShardedHashIndex": "cluster",
         "encode_with_ray": "cluster",
         "CrossMediaRetriever": "retriever",

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cmfah_hf.errors import HashIndexError
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.dual_encoder import CMFAHDualTextEncoder
 from cmfah_hf.models.safe_weights import add_to_digest
@@ -116,13 +115,3 @@ class LazyFingerprint:
             if self._files is not None and self._files[0] == state:
                 keep_fingerprint(self._files[1], self._computed[1])
         return self._computed[1]
-
-
-def check_same_model(made_by: str | None, ours: str, index: str) -> None:
-    """Rejects an index whose codes another model made. An index without a fingerprint is accepted."""
-    if made_by is not None and made_by != ours:
-        raise HashIndexError(
-            f"{index} holds codes of another model (fingerprint {made_by[:8]}; this model: {ours[:8]}), and codes of "
-            "different models cannot be compared; take the model that made it, or make a new index. If the codes are "
-            "known to fit, pass any_model=True (--any-model)."
-        )

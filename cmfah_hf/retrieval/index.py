@@ -36,7 +36,7 @@ from cmfah_hf.retrieval.searchers.base import Queries, Searcher
 from cmfah_hf.retrieval.storage.folder_records import FolderRecords
 from cmfah_hf.retrieval.storage.ids import IntegerIds, id_array, no_ids_left, reject_repeated
 from cmfah_hf.retrieval.storage.index_file import read_index, write_index
-from cmfah_hf.retrieval.storage.metadata import as_table
+from cmfah_hf.retrieval.storage.metadata import as_table, taken
 from cmfah_hf.retrieval.storage.rows import Rows, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ class HashIndex(BaseHashIndex):
         else:
             distances, rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         scores = distances.astype(np.int32) if metric == "hamming" else 0.0 - distances
-        metadata = None if now.table is None else now.table.take(rows.ravel())
+        metadata = None if now.table is None else taken(now.table, rows)
         codes = now.codes[rows] if with_codes else None
         return SearchResults(now.ids.take(rows), scores, metadata, self.folders, codes=codes)
 
@@ -199,7 +199,7 @@ class HashIndex(BaseHashIndex):
         found = within_radius(queries.packed, radius, now.codes, now.ids, _allowed(now, where), limit)
         return [
             QueryResults(
-                now.ids.take(rows), distances, None if now.table is None else now.table.take(rows), self.folders
+                now.ids.take(rows), distances, None if now.table is None else taken(now.table, rows), self.folders
             )
             for distances, rows in found
         ]

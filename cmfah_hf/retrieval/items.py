@@ -6,6 +6,7 @@ The source is a data set, a stream, or any iterable of values, read batch by bat
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from transformers.utils import logging as transformers_logging
 
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.data.images import describe_skipped, find_image_files, is_image_file
@@ -129,7 +129,21 @@ def _lists_of(values: Iterable[Any], batch_size: int, title: str, progress: bool
 
 def progress_bar(total: int | None, title: str, shown: bool) -> Any:
     """A progress bar of tqdm, with rate and time left; `total` is None if it is not known."""
-    return transformers_logging.tqdm(total=total, desc=title, disable=not shown, unit="")
+    if not shown:
+        return _NoBar()
+    from huggingface_hub.utils import tqdm  # which its users can switch off; it takes time to import
+
+    return tqdm(total=total, desc=title, unit="")
+
+
+class _NoBar(nullcontext):
+    """In place of a progress bar that is not shown."""
+
+    def __enter__(self) -> "_NoBar":
+        return self
+
+    def update(self, count: int) -> None:
+        pass
 
 
 def values_of_source(

@@ -4,26 +4,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cmfah_hf.models import CMFAHProcessor
+from cmfah_hf.models.text_reading import TextReader
 
 if TYPE_CHECKING:
     from cmfah_hf.expansion import GraphExpander
 
 
-def unknown_words(text: str, processor: CMFAHProcessor, expander: "GraphExpander | None" = None) -> list[str]:
+def unknown_words(text: str, reader: TextReader, expander: "GraphExpander | None" = None) -> list[str]:
     """The words of a text that neither the vocabulary nor the expander contains, in order, with repetitions."""
-    known = set(processor.known_words(text))
+    known = set(reader.known_words(text))
     if expander is not None:  # one of its words may be several of the model's, as in Chinese
-        known |= {part for word in expander.graph.split(text) if expander.knows(word) for part in processor.words(word)}
-    return [word for word in processor.words(text) if word not in known]
+        known |= {part for word in expander.graph.split(text) if expander.knows(word) for part in reader.words(word)}
+    return [word for word in reader.words(text) if word not in known]
 
 
-def similar_words(texts: Iterable[str], processor: CMFAHProcessor) -> dict[str, list[str]]:
+def similar_words(texts: Iterable[str], reader: TextReader) -> dict[str, list[str]]:
     """The words of texts that are read as similar words of the vocabulary, each with these, in order.
 
-    Empty unless the processor's `unknown_words` is "similar".
+    Empty unless the reader's `unknown_words` is "similar".
     """
-    return {word: read for text in texts for word, read in processor.readings(text) if read not in ([], [word])}
+    return {word: read for text in texts for word, read in reader.readings(text) if read not in ([], [word])}
 
 
 @dataclass
@@ -42,14 +42,12 @@ class WordCoverage:
     unknown: int = 0
     without: int = 0
 
-    def count(
-        self, text: str, expanded: str, processor: CMFAHProcessor, expander: "GraphExpander | None" = None
-    ) -> None:
+    def count(self, text: str, expanded: str, reader: TextReader, expander: "GraphExpander | None" = None) -> None:
         """Counts one text; `expanded` is the same text as the model reads it."""
         self.texts += 1
-        self.words += len(processor.words(text))
-        self.unknown += len(unknown_words(text, processor, expander))
-        self.without += not processor.has_known_tokens(expanded)
+        self.words += len(reader.words(text))
+        self.unknown += len(unknown_words(text, reader, expander))
+        self.without += not reader.has_known_tokens(expanded)
 
     def figures(self, side: str) -> dict[str, float]:
         """The counts and shares by name, such as `queries_unknown_words_share` for the side `queries`."""

@@ -1,7 +1,7 @@
 """Images read, decoded and resized in threads, ahead of the batch that the model encodes.
 
-Threads suffice: Pillow and PyTorch release the interpreter's lock while they decode and resize. Batches come in the
-order of the images, with the same pixels, whatever the number of threads.
+Threads suffice: Pillow, PyTorch and NumPy release the interpreter's lock while they decode and resize. Batches come in
+the order of the images, with the same pixels, whatever the number of threads.
 
 Shape suffixes: N readable images, C colors, H and W sides of the images that the model sees.
 """
@@ -11,15 +11,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from threading import Barrier
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-import torch
 from PIL import Image
 
 from cmfah_hf.data.images import decode_image
 from cmfah_hf.errors import ImageError, QueryError
-from cmfah_hf.models import CMFAHProcessor
 from cmfah_hf.retrieval.image_options import ImageOptions
 from cmfah_hf.retrieval.items import progress_bar
 
@@ -27,7 +24,7 @@ BatchT = TypeVar("BatchT", bound=Sequence[Any])
 NoteT = TypeVar("NoteT")
 Size = tuple[int, int]
 
-_Part = tuple[list[NoteT], torch.Tensor | None]
+_Part = tuple[list[NoteT], Any]
 
 # Images that one thread prepares at a time.
 _PART = 16
@@ -41,31 +38,48 @@ class PreparedBatch(NamedTuple, Generic[BatchT, NoteT]):
     Attributes:
         items: The batch as it was given.
         notes: What `read` returned for each item in addition to its image.
-        pixel_values: `(N, 3, H, W)` of the readable images in their order, on the device; None if there are none.
+        pixel_values: `(N, 3, H, W)` of the readable images in their order, as the model takes them: a tensor on its
+            device, or an array. None if there are none.
     """
 
     items: BatchT
     notes: list[NoteT]
-    pixel_values: torch.Tensor | None
+    pixel_values: Any
+
+
+class PixelMaker(Protocol):
+    """Makes the inputs of a model from images, as tensors or arrays."""
+
+    @property
+    def least_size(self) -> Size | None:
+        """Width and height below which an image would be enlarged; None if images are not resized."""
+
+    def pixels(self, images: list[Image.Image]) -> Any:
+        """Pixels `(N, 3, H, W)` of images, made in one of the threads."""
+
+    def joined(self, parts: list[Any]) -> Any:
+        """The pixels of several such calls as one batch, where the model takes it."""
+
+    def pool(self, workers: int) -> ThreadPoolExecutor:
+        """The threads."""
 
 
 class ImagePreparation:
     """Prepares batches of images in threads, a bounded number of images ahead.
 
     Args:
-        processor: The processor of the model.
-        device: The device of the model.
+        pixels: Makes the inputs of the model.
         options: How images are read.
 
     Raises:
         QueryError: If `options.workers` is below 1.
     """
 
-    def __init__(self, processor: CMFAHProcessor, device: torch.device, options: ImageOptions):
+    def __init__(self, pixels: PixelMaker, options: ImageOptions):
         if options.workers is not None and options.workers < 1:
             raise QueryError(f"workers is {options.workers}; give 1 or more.")
-        self._processor, self._device = processor, device
-        self._least = processor.least_size if options.fast_decoding else None
+        self._maker = pixels
+        self._least = pixels.least_size if options.fast_decoding else None
         self._workers = options.workers or min(_available_processors(), _MOST_WORKERS)
 
     @contextmanager
@@ -100,7 +114,8 @@ class ImagePreparation:
 
         def prepare(part: Sequence[Any]) -> _Part[NoteT]:
             found = [read(item, self._least) for item in part]
-            return [note for note, _ in found], self._pixels([image for _, image in found if image is not None])
+            images = [image for _, image in found if image is not None]
+            return [note for note, _ in found], self._maker.pixels(images) if images else None
 
         source = iter(batches)
         batch = next(source, None)
@@ -109,7 +124,7 @@ class ImagePreparation:
             batch = next(source, None)
         if batch is None:
             return
-        pool = _pool(self._workers)
+        pool = self._maker.pool(self._workers)
         waiting: deque[tuple[BatchT, list[Future]]] = deque()
         try:
             while batch is not None or waiting:
@@ -123,17 +138,10 @@ class ImagePreparation:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)  # after an error nothing waits for a slow drive
 
-    def _pixels(self, images: list[Image.Image]) -> torch.Tensor | None:
-        """Pixels `(N, 3, H, W)`, for a GPU in page-locked memory, from which it copies while it computes."""
-        if not images:
-            return None
-        pixels_NCHW = self._processor(images=images, return_tensors="pt")["pixel_values"]
-        return pixels_NCHW.pin_memory() if self._device.type == "cuda" else pixels_NCHW
-
     def _joined(self, items: BatchT, parts: list[_Part[NoteT]]) -> PreparedBatch[BatchT, NoteT]:
         notes = [note for part, _ in parts for note in part]
-        pixels = [part.to(self._device, non_blocking=True) for _, part in parts if part is not None]
-        return PreparedBatch(items, notes, torch.cat(pixels) if pixels else None)
+        pixels = [part for _, part in parts if part is not None]
+        return PreparedBatch(items, notes, self._maker.joined(pixels) if pixels else None)
 
 
 def read_image(image: Any, least: Size | None) -> tuple[None, Image.Image]:
@@ -147,19 +155,6 @@ def read_if_sound(named: tuple[Any, str | None], least: Size | None) -> tuple[Im
         return None, decode_image(*named, least)
     except ImageError as error:
         return error, None
-
-
-def _pool(workers: int) -> ThreadPoolExecutor:
-    """Threads in which PyTorch computes in one thread each: a thread keeps the number that is set at its first call."""
-    former = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, "images", initializer=torch.get_num_threads)
-    started = Barrier(workers)
-    torch.set_num_threads(1)
-    try:
-        list(pool.map(lambda _: started.wait(), range(workers)))  # all threads, each once
-    finally:
-        torch.set_num_threads(former)
-    return pool
 
 
 def _available_processors() -> int:

@@ -11,6 +11,7 @@ import numpy as np
 from cmfah_hf.errors import QueryError
 from cmfah_hf.retrieval.calibration import Calibration
 from cmfah_hf.retrieval.results import SearchResults
+from cmfah_hf.retrieval.storage.metadata import taken
 
 _MEDIA = {"i": "images", "t": "texts"}
 
@@ -92,7 +93,7 @@ def _cut(results: SearchResults, width: int, kept_Q: np.ndarray) -> SearchResult
         results,
         ids=results.ids[:, :width],
         scores=results.scores[:, :width],
-        metadata=None if results.metadata is None else results.metadata.take(rows),
+        metadata=None if results.metadata is None else taken(results.metadata, rows),
         probabilities=None if results.probabilities is None else results.probabilities[:, :width],
         counts=kept_Q if results.counts is None else np.minimum(kept_Q, results.counts),
     )

@@ -3,37 +3,23 @@
 Shape suffixes: Q queries, T terms of one query, K hash bits.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from cmfah_hf.errors import QueryError
 from cmfah_hf.retrieval.codes import shortened
+from cmfah_hf.retrieval.encoder import ImageTextEncoder
 from cmfah_hf.retrieval.terms import Term, described
-
-if TYPE_CHECKING:
-    from cmfah_hf.models import CMFAHProcessor
 
 # Terms cancel out if their sum is shorter than this share of its parts. Encodings of one text in batches of different
 # lengths differ by less.
 _LEAST_LEFT = 1e-3
 
 
-class Encoder(Protocol):
-    """The part of `CrossMediaRetriever` that queries need."""
-
-    processor: "CMFAHProcessor"
-
-    def expand(self, texts: Sequence[str]) -> list[str]: ...
-
-    def encode_texts(self, texts: Iterable[str]) -> np.ndarray: ...
-
-    def encode_images(self, images: Iterable[Any]) -> np.ndarray: ...
-
-
 def query_values(
-    retriever: Encoder,
+    encoder: ImageTextEncoder,
     text: str | Sequence[str] | None,
     image: Any,
     image_weight: float,
@@ -52,19 +38,19 @@ def query_values(
     if terms is not None:
         if text is not None or image is not None:
             raise QueryError("Give either terms, or a text and an image, not both.")
-        return _values_of_terms(retriever, _as_queries(terms), image_weight)
+        return _values_of_terms(encoder, _as_queries(terms), image_weight)
     if text is None and image is None:
         raise QueryError("Give a text or an image to search with, or both.")
     sides = []
     if text is not None:
         texts = [text] if isinstance(text, str) else list(text)
-        for own, known in zip(texts, _are_known(texts, retriever), strict=True):
+        for own, known in zip(texts, _are_known(texts, encoder), strict=True):
             if not known:
                 raise QueryError(f"No word of {own!r} is known to the model; use other words.")
-        sides.append((1 - image_weight, retriever.encode_texts(texts)))
+        sides.append((1 - image_weight, encoder.encode_texts(texts)))
     if image is not None:
         images = list(image) if isinstance(image, (list, tuple)) else [image]
-        sides.append((image_weight, retriever.encode_images(images)))
+        sides.append((image_weight, encoder.encode_images(images)))
     if len(sides) == 1:
         return sides[0][1]
     (text_weight, text_QK), (_, image_QK) = sides
@@ -83,12 +69,12 @@ def have_text(text: Any, terms: Any) -> bool:
     return any(term.text is not None and term.weight > 0 for query in _as_queries(terms) for term in query)
 
 
-def _values_of_terms(retriever: Encoder, queries: list[list[Term]], image_weight: float) -> np.ndarray:
+def _values_of_terms(encoder: ImageTextEncoder, queries: list[list[Term]], image_weight: float) -> np.ndarray:
     """The continuous codes `(Q, K)` of queries of several terms, all texts and all images encoded together."""
-    queries = [_with_known_terms(terms, retriever) for terms in queries]
+    queries = [_with_known_terms(terms, encoder) for terms in queries]
     texts = [term.text for terms in queries for term in terms if term.text is not None]
     images = [term.image for terms in queries for term in terms if term.text is None]
-    text_values, image_values = iter(retriever.encode_texts(texts)), iter(retriever.encode_images(images))
+    text_values, image_values = iter(encoder.encode_texts(texts)), iter(encoder.encode_images(images))
     values = [[next(image_values if term.text is None else text_values) for term in terms] for terms in queries]
     return np.stack([combined_values(own, terms, image_weight) for own, terms in zip(values, queries, strict=True)])
 
@@ -126,9 +112,9 @@ def _as_queries(terms: Any) -> list[list[Term]]:
     return [list(query) for query in queries]
 
 
-def _with_known_terms(terms: Sequence[Term], retriever: Encoder) -> list[Term]:
+def _with_known_terms(terms: Sequence[Term], encoder: ImageTextEncoder) -> list[Term]:
     """The terms but those of whose text the model knows no word. A query must not lose all that it looks for."""
-    are_known = iter(_are_known([term.text for term in terms if term.text is not None], retriever))
+    are_known = iter(_are_known([term.text for term in terms if term.text is not None], encoder))
     known: list[Term] = []
     unknown: list[Term] = []
     for term in terms:
@@ -140,6 +126,6 @@ def _with_known_terms(terms: Sequence[Term], retriever: Encoder) -> list[Term]:
     return known
 
 
-def _are_known(texts: Sequence[str], retriever: Encoder) -> list[bool]:
+def _are_known(texts: Sequence[str], encoder: ImageTextEncoder) -> list[bool]:
     """Whether the model knows a word of each text."""
-    return [retriever.processor.has_known_tokens(expanded) for expanded in retriever.expand(texts)]
+    return [encoder.reader.has_known_tokens(expanded) for expanded in encoder.expand(texts)]

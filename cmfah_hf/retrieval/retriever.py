@@ -6,36 +6,37 @@ Shape suffixes: N items, Q queries, K hash bits.
 import logging
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cmfah_hf.errors import DataError, QueryError
-from cmfah_hf.expansion import GraphExpander
-from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.retrieval.base import BaseHashIndex, Metric
 from cmfah_hf.retrieval.calibration import Calibration
-from cmfah_hf.retrieval.encoder import ImageTextEncoder
-from cmfah_hf.retrieval.fingerprint import check_same_model
+from cmfah_hf.retrieval.delegation import DelegatingEncoder
+from cmfah_hf.retrieval.encoder import BACKENDS, Backend, ImageTextEncoder
 from cmfah_hf.retrieval.image_options import ImageOptions
 from cmfah_hf.retrieval.index import HashIndex
 from cmfah_hf.retrieval.items import Items, values_of_source
-from cmfah_hf.retrieval.loading import find_indexes, load_calibration, load_parts
+from cmfah_hf.retrieval.model_source import find_indexes, load_calibration
 from cmfah_hf.retrieval.preparation import read_if_sound
 from cmfah_hf.retrieval.probabilities import check_min_score, with_probabilities
 from cmfah_hf.retrieval.queries import have_text, query_values
 from cmfah_hf.retrieval.results import SearchResults
+from cmfah_hf.retrieval.same_model import check_same_model
 from cmfah_hf.retrieval.terms import Term
+
+if TYPE_CHECKING:
+    import torch
+
+    from cmfah_hf.expansion import GraphExpander
+    from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 
 logger = logging.getLogger(__name__)
 
 Modality = Literal["images", "texts"]
 
 
-class CrossMediaRetriever(ImageTextEncoder):
+class CrossMediaRetriever(DelegatingEncoder):
     """Encodes images and texts separately, and finds the nearest of those that were added.
-
-    Its codes are those of `ImageTextEncoder`, whose methods it has.
 
     Args:
         model: The towers.
@@ -62,28 +63,42 @@ class CrossMediaRetriever(ImageTextEncoder):
 
     def __init__(
         self,
-        model: CMFAHModel,
-        processor: CMFAHProcessor,
-        expander: GraphExpander | None = None,
-        device: str | torch.device | None = None,
+        model: "CMFAHModel",
+        processor: "CMFAHProcessor",
+        expander: "GraphExpander | None" = None,
+        device: "str | torch.device | None" = None,
         any_model: bool = False,
         image_options: ImageOptions | None = None,
     ):
-        super().__init__(model, processor, expander, device, image_options)
+        from cmfah_hf.retrieval.torch_encoder import TorchEncoder  # torch takes seconds to import
+
+        self._begin(TorchEncoder(model, processor, expander, device, image_options), any_model)
+
+    def _begin(self, encoder: ImageTextEncoder, any_model: bool) -> None:
+        super().__init__(encoder)
         self.any_model = any_model
         self.calibration: Calibration | None = None
         self._indexes: dict[Modality, BaseHashIndex] = {}
 
     @classmethod
+    def of_encoder(cls, encoder: ImageTextEncoder, any_model: bool = False) -> "CrossMediaRetriever":
+        """A retriever that encodes by any `ImageTextEncoder`, with empty indexes."""
+        retriever = cls.__new__(cls)
+        retriever._begin(encoder, any_model)
+        return retriever
+
+    @classmethod
     def from_pretrained(
         cls,
         repo_or_folder: str | Path,
-        device: str | torch.device | None = None,
+        device: "str | torch.device | None" = None,
         index: bool = False,
         any_model: bool = False,
         calibration: bool = True,
         image_options: ImageOptions | None = None,
         texts_only: bool = False,
+        backend: Backend = "torch",
+        precision: str = "fp32",
         **kwargs: Any,
     ) -> "CrossMediaRetriever":
         """Loads the output folder of a training run, or what was pushed to the Hub from there.
@@ -96,21 +111,36 @@ class CrossMediaRetriever(ImageTextEncoder):
             calibration: Also load the calibration, if the model has one (`calibration.json`).
             texts_only: Only texts will be encoded. Once the fingerprint of the files is known from an earlier
                 loading, the tower of images is left out, which takes less time and memory.
-            **kwargs: For `from_pretrained`, such as `revision`, `token` or `dtype`.
+            backend: `"torch"`, or `"onnx"`: ONNX Runtime encodes by the files in `onnx/` of the model, on the CPU,
+                without torch and transformers. `cmfah export onnx` makes these files.
+            precision: With `backend="onnx"`, which of the files: `"fp32"`, `"fp16"` or `"int8"`. The codes of the
+                latter two differ in some bits from those of the model in PyTorch (docs/search.md, Backends).
+            **kwargs: For `from_pretrained`, such as `revision`, `token` or `dtype`; with ONNX, only where on the Hub.
 
         Raises:
             CheckpointError: If the folder holds no model of this package, a part is missing or damaged, or the Hub has
-                no such model or cannot be reached.
+                no such model or cannot be reached; with ONNX, also if ONNX Runtime is not installed.
             HashIndexError: If `index` is set and there is no index, or it is damaged, of another width, or of another
                 model.
+            QueryError: If the backend is unknown, or does not take an option.
         """
         source = str(repo_or_folder)
-        parts = load_parts(source, kwargs, texts_only)
-        model = cast(CMFAHModel, parts.model)  # of texts only, it encodes these in the same way
-        retriever = cls(model, parts.processor, parts.expander, device, any_model, image_options)
-        retriever._fingerprint.know(parts.state, parts.fingerprint, model, parts.processor, parts.expander)
-        retriever.calibration = load_calibration(source, parts.kwargs) if calibration else None
-        for name, path in find_indexes(source, parts.kwargs).items() if index else ():
+        if backend not in BACKENDS:
+            raise QueryError(f"backend is {backend!r:.40}; choose {' or '.join(BACKENDS)}.")
+        encoder: ImageTextEncoder
+        if backend == "onnx":
+            from cmfah_hf.retrieval.onnx.loading import load_onnx_encoder
+
+            encoder, kwargs = load_onnx_encoder(source, kwargs, precision, device, image_options)
+        else:
+            from cmfah_hf.retrieval.loading import load_torch_encoder  # torch takes seconds to import
+
+            if precision != "fp32":
+                raise QueryError(f"precision={precision!r:.40} is for backend='onnx'; with torch, give a dtype.")
+            encoder, kwargs = load_torch_encoder(source, kwargs, texts_only, device, image_options)
+        retriever = cls.of_encoder(encoder, any_model)
+        retriever.calibration = load_calibration(source, kwargs) if calibration else None
+        for name, path in find_indexes(source, kwargs).items() if index else ():
             setattr(retriever, name, retriever.load_index(path, mmap=True))
         return retriever
 
@@ -142,13 +172,13 @@ class CrossMediaRetriever(ImageTextEncoder):
         Raises:
             HashIndexError: If the file is missing or damaged, or holds codes of another width or of another model.
         """
-        index = HashIndex.load(path, mmap=mmap, bits=self.model.config.hash_bits)
+        index = HashIndex.load(path, mmap=mmap, bits=self.hash_bits)
         self._checked(index, str(path))
         return index
 
     def _index(self, modality: Modality) -> HashIndex:
         if modality not in self._indexes:
-            self._indexes[modality] = HashIndex(self.model.config.hash_bits)
+            self._indexes[modality] = HashIndex(self.hash_bits)
         index = self._checked(self._indexes[modality], f"The index of {modality}")  # the weights may have changed
         return cast(HashIndex, index)  # a caller that sets another class saves it by its own methods
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from cmfah_hf.retrieval.radius import hamming_distances
 from cmfah_hf.retrieval.results import QueryResults, SearchResults
+from cmfah_hf.retrieval.storage.metadata import taken
 
 # The first part of the ranking that is read: twice the answers and some more. Each further one is four times as long.
 _MORE, _LONGER = 16, 4
@@ -69,7 +70,7 @@ def _folded(ranking: QueryResults, codes: np.ndarray, k: int, bits: int, is_all:
     end = answers[k] if len(answers) > k else len(ranking)
     shown = np.array(answers[:k], np.int64)
     folded = [ranking.ids[:end][answer_of_D[:end] == number][1:] for number in range(len(shown))]
-    metadata = None if ranking.metadata is None else ranking.metadata.take(shown)
+    metadata = None if ranking.metadata is None else taken(ranking.metadata, shown)
     return replace(ranking, ids=ranking.ids[shown], scores=ranking.scores[shown], metadata=metadata, folded=folded)
 
 
@@ -81,6 +82,6 @@ def _together(any_results: SearchResults, found: Sequence[QueryResults]) -> Sear
     metadata = None
     if found[0].metadata is not None:
         tables = [result.metadata for result in found if result.metadata is not None]
-        metadata = pa.concat_tables(tables).unify_dictionaries().take(places.ravel()).combine_chunks()
+        metadata = taken(pa.concat_tables(tables).unify_dictionaries(), places).combine_chunks()
     folded = [result.folded or [] for result in found]
     return replace(any_results, ids=ids, scores=scores, metadata=metadata, counts=counts, folded=folded, codes=None)

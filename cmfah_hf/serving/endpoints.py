@@ -64,7 +64,7 @@ class Endpoints:
             }
         retriever = self.served.retriever
         facts = {"version": cmfah_hf.__version__, "model": retriever.fingerprint}
-        return JsonReply({**facts, "bits": retriever.model.config.hash_bits, "indexes": indexes})
+        return JsonReply({**facts, "bits": retriever.hash_bits, "indexes": indexes})
 
     async def show_metrics(self) -> Response:
         """Counts and times of requests, and sizes of indexes, in Prometheus' text format."""

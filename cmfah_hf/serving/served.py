@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from cmfah_hf.atomic import regular_target
@@ -159,7 +158,7 @@ class ServedRetriever:
                 text, decoded, k, target, metric, where or None, exact, image_weight, terms, unique, min_score
             )
             ignored = self.retriever.ignored_words(texts)
-            similar = similar_words(texts, self.retriever.processor)
+            similar = similar_words(texts, self.retriever.reader)
         return Found(results, target, ignored, similar)
 
     def add_texts(
@@ -178,7 +177,7 @@ class ServedRetriever:
             BusyError: If an update of folders is running.
         """
         self._check_writable("texts")
-        parts = [np.empty((0, self.retriever.model.config.hash_bits), np.float32)]
+        parts = [np.empty((0, self.retriever.hash_bits), np.float32)]
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             with self._tokenizing:
                 parts.append(self.retriever.encode_texts(texts[start : start + _TEXTS_AT_ONCE]))
@@ -197,7 +196,7 @@ class ServedRetriever:
             ImageError: If an image is damaged; nothing is added then.
         """
         self._check_writable("images")
-        parts = [np.empty((0, self.retriever.model.config.hash_bits), np.float32)]
+        parts = [np.empty((0, self.retriever.hash_bits), np.float32)]
         for batch in _by_pixels(images, self._max_pixels):
             parts.append(self.retriever.encode_images([decode_upload(image) for image in batch]))
         return self._add("images", np.concatenate(parts), ids, metadata, replace_same)
@@ -304,11 +303,10 @@ class _InterruptibleRetriever(CrossMediaRetriever):
     """The model of another retriever, with indexes of its own, that encodes no image once an event is set."""
 
     def __init__(self, other: CrossMediaRetriever, stopping: threading.Event):
-        device = other.model.device
-        super().__init__(other.model, other.processor, other.expander, device, other.any_model, other.image_options)
+        self._begin(other.encoder, other.any_model)
         self._stopping = stopping
 
-    def encode_pixels(self, pixel_values: torch.Tensor) -> np.ndarray:
+    def encode_pixels(self, pixel_values: Any) -> np.ndarray:
         if self._stopping.is_set():
             raise StoppedError("The server stops; what was encoded is saved.")
         return super().encode_pixels(pixel_values)

@@ -161,7 +161,7 @@ class Engine:
     @property
     def bits(self) -> int:
         """`K`."""
-        return self.retriever.model.config.hash_bits
+        return self.retriever.hash_bits
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class Engine:
         """Example queries: those of the settings, else two known words of some images' texts, or of any images."""
         if self.settings.examples:
             return list(self.settings.examples[:count])
-        return example_queries(self.retriever.processor, self.images.texts, count)
+        return example_queries(self.retriever.reader, self.images.texts, count)
 
     def row(self, item_id: str) -> int:
         """The row of an image.
@@ -278,7 +278,7 @@ class Engine:
         return calibration_of(self.retriever) is not None
 
     def _is_known(self, text: str) -> bool:
-        return self.retriever.processor.has_known_tokens(self.retriever.expand([text])[0])
+        return self.retriever.reader.has_known_tokens(self.retriever.expand([text])[0])
 
     def _values(self, text: str | None, image: Image.Image | None) -> np.ndarray:
         if image is not None:

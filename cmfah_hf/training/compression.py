@@ -37,9 +37,10 @@ from cmfah_hf.retrieval.folders.filling import records_of_folder
 from cmfah_hf.retrieval.folders.reading import read_path
 from cmfah_hf.retrieval.image_options import ImageOptions
 from cmfah_hf.retrieval.items import batches_of, values_of_source
-from cmfah_hf.retrieval.loading import IMAGES_INDEX
+from cmfah_hf.retrieval.model_source import IMAGES_INDEX
 from cmfah_hf.retrieval.preparation import ImagePreparation, PreparedBatch, Size, read_if_sound
 from cmfah_hf.retrieval.storage.folder_records import FileRecord
+from cmfah_hf.retrieval.torch_encoder import TorchPixels
 from cmfah_hf.training.data.data_source import source_of
 from cmfah_hf.training.dual_encoders import (
     TEXTS_AT_ONCE,
@@ -214,7 +215,7 @@ class _Reading:
             read = self._read_file if is_folder_of_images and not is_data_set else _read_row
             places = batches_of(range(len(ids)), batch_size, "Images", False)
             batches = ([(ids[place], rows[place]) for place in own] for own in places)
-            preparation = ImagePreparation(self.processor, self.model.device, ImageOptions())
+            preparation = ImagePreparation(TorchPixels(self.processor, self.model.device), ImageOptions())
             with preparation.prepared(batches, read, len(ids), progress) as prepared:
                 for batch in prepared:
                     self._add(batch)

@@ -53,7 +53,7 @@ def test_uploaded_and_skipped_files(push_run, hub, trained, tmp_path):
         "configuration_files.py",
         "backbone_tokenizer.py", "codes.py", "image_encoder.py", "text_encoder.py", "dual_encoder.py",
         "encoder_output.py", "adapters.py", "named_encoders.py", "remote_code.py", "sentence_files.py",
-            "image_settings.py", "similar_words.py", "word_rules.py",
+            "image_settings.py", "similar_words.py", "text_reading.py", "tokenizer_files.py", "word_rules.py", "word_tokenizer.py",
     }  # fmt: skip
     for name in ("expander.safetensors", "metrics.json", "plots/attention.png"):
         assert files[name] == (trained.folder / name).read_bytes()

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from cmfah_hf.models.tokenization_cmfah import build_word_tokenizer, split_words
+from cmfah_hf.models.tokenization_cmfah import split_words
+from cmfah_hf.models.word_tokenizer import build_word_tokenizer
 
 
 @pytest.mark.parametrize(

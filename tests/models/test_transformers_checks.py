@@ -21,7 +21,7 @@ from cmfah_hf.models import (
     SCAHNModel,
     SCAHNTextModel,
 )
-from cmfah_hf.models.tokenization_cmfah import build_word_tokenizer
+from cmfah_hf.models.word_tokenizer import build_word_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 import common_checks

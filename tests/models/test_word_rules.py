@@ -12,8 +12,9 @@ from cmfah_hf.models import CMFAHConfig, CMFAHProcessor
 from cmfah_hf.models import word_rules as word_rules_module
 from cmfah_hf.models.model_files import ModelFileError
 from cmfah_hf.models.similar_words import SimilarWords
-from cmfah_hf.models.tokenization_cmfah import build_word_tokenizer, normalize_text, split_words
+from cmfah_hf.models.tokenization_cmfah import normalize_text, split_words
 from cmfah_hf.models.word_rules import WordRules, fold, needs_folding, needs_segmenter, rules_of, segment
+from cmfah_hf.models.word_tokenizer import build_word_tokenizer
 
 ALL = WordRules("icu", fold_marks=True)
 # Letters, marks and separators of the scripts with rules, of others, and of any kind.

@@ -9,6 +9,7 @@ from PIL import Image
 from cmfah_hf.errors import ImageError, QueryError
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex, ImageOptions
 from cmfah_hf.retrieval.preparation import ImagePreparation
+from cmfah_hf.retrieval.torch_encoder import TorchPixels
 
 WAIT_S = 60
 
@@ -31,7 +32,7 @@ def files(trained, tmp_path_factory):
 
 
 def prepare(retriever, workers):
-    return ImagePreparation(retriever.processor, torch.device("cpu"), ImageOptions(workers)).prepared
+    return ImagePreparation(TorchPixels(retriever.processor, torch.device("cpu")), ImageOptions(workers)).prepared
 
 
 def solid(number, least):

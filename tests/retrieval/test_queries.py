@@ -20,7 +20,7 @@ class Processor:
 class Towers:
     """Encoders by table: a known word is a row of a random matrix, an image is its own code."""
 
-    processor = Processor()
+    reader = Processor()
     table = np.tanh(np.random.default_rng(0).normal(size=(3, 16))).astype(np.float32)
 
     def expand(self, texts):

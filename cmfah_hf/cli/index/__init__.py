@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cmfah_hf.cli.options import DoneAsJson, RemoteCode
+from cmfah_hf.cli.options import Backend, DoneAsJson, Precision, RemoteCode
 
 if TYPE_CHECKING:
     from cmfah_hf.retrieval.folders.changes import FolderChanges
@@ -66,6 +66,8 @@ def index(
         bool, typer.Option("--fast-decoding", help="Decode large JPEGs at a fraction of their size.")
     ] = False,
     half: Annotated[bool, typer.Option("--half", help="Encode images in bfloat16; faster on GPUs.")] = False,
+    backend: Backend = "torch",
+    precision: Precision = "fp32",
     trust_remote_code: RemoteCode = False,
     json: DoneAsJson = False,
 ) -> None:
@@ -89,7 +91,10 @@ def index(
     if watch:
         watcher()  # refused before anything is encoded
     image_options = ImageOptions(workers, fast_decoding, half)
-    demand = ModelOnDemand(model, any_model, trust_remote_code=trust_remote_code, image_options=image_options)
+    demand = ModelOnDemand(
+        model, any_model, trust_remote_code=trust_remote_code, image_options=image_options, backend=backend,
+        precision=precision,
+    )  # fmt: skip
     options = UpdateOptions(
         batch_size, not json, dry_run, prune_missing_root, restore_removed, add, rebuild, bool(own.data_sets)
     )

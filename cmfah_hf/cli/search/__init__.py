@@ -3,12 +3,15 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cmfah_hf.cli.options import RemoteCode
+from cmfah_hf.cli.options import Backend, Precision, RemoteCode
 from cmfah_hf.errors import QueryError
+
+if TYPE_CHECKING:
+    from cmfah_hf.cli.search.asking import ModelOptions
 
 # Words that are named on standard error; the JSON names all.
 _MOST_NAMED = 20
@@ -57,6 +60,8 @@ def search(
     any_model: Annotated[
         bool, typer.Option("--any-model", help="Also search an index whose codes another model made.")
     ] = False,
+    backend: Backend = "torch",
+    precision: Precision = "fp32",
     trust_remote_code: RemoteCode = False,
     server: Annotated[
         str | None, typer.Option(help="The address of a `cmfah serve` to ask instead, such as http://127.0.0.1:8008.")
@@ -91,7 +96,7 @@ def search(
     showing.check()
 
     from cmfah_hf.cli.output import say
-    from cmfah_hf.cli.search.asking import Question, ask_model, ask_server
+    from cmfah_hf.cli.search.asking import ModelOptions, Question, ask_model, ask_server
     from cmfah_hf.retrieval.terms import described, read_terms
 
     terms = read_terms(text, image, avoid, avoid_image)
@@ -99,15 +104,14 @@ def search(
     question = Question(
         described(terms), opened, k, metric, where or [], not approximate, image_weight, unique, min_score
     )
+    options = ModelOptions(any_model, trust_remote_code, backend, precision)
     if server is not None:
-        _refuse_local(server, model, images, any_model, trust_remote_code)
+        _refuse_local(server, model, images, options)
         answers = ask_server(question, server, token_file)
     elif model is None:
         raise QueryError("Name the model of the index, or a server with --server.")
     else:
-        answers = ask_model(
-            question, model, index, images, any_model, trust_remote_code, progress=not (json or paths_only)
-        )
+        answers = ask_model(question, model, index, images, options, progress=not (json or paths_only))
     for word, read in list(answers.similar_words.items())[:_MOST_NAMED]:
         say(f"Read {word} as {' '.join(read)}", err=True)
     ignored = answers.ignored_words
@@ -120,8 +124,7 @@ def search(
     showing.show(answers)
 
 
-def _refuse_local(server: str, model: Any, images: Any, any_model: bool, trust_remote_code: bool) -> None:
-    given = {"MODEL": model, "--images": images, "--any-model": any_model, "--trust-remote-code": trust_remote_code}
-    for name, value in given.items():
+def _refuse_local(server: str, model: Any, images: Any, options: "ModelOptions") -> None:
+    for name, value in {"MODEL": model, "--images": images, **options.given()}.items():
         if value:
             raise QueryError(f"{server}: the server has its own model and index; leave out {name}.")

@@ -36,14 +36,23 @@ class Question:
     min_score: float | None
 
 
+@dataclass(frozen=True)
+class ModelOptions:
+    """How the model of this machine is loaded, as `CrossMediaRetriever.from_pretrained` takes it."""
+
+    any_model: bool = False
+    trust_remote_code: bool = False
+    backend: str = "torch"
+    precision: str = "fp32"
+
+    def given(self) -> dict[str, bool]:
+        """By the names of the options, which of them were given."""
+        default = ModelOptions()
+        return {f"--{name.replace('_', '-')}": value != getattr(default, name) for name, value in vars(self).items()}
+
+
 def ask_model(
-    question: Question,
-    model: str,
-    index: Path | None,
-    images: Path | None,
-    any_model: bool,
-    trust_remote_code: bool,
-    progress: bool,
+    question: Question, model: str, index: Path | None, images: Path | None, options: ModelOptions, progress: bool
 ) -> Answers:
     """The answers of a model, from an index file, the index pushed with it, or a folder that is indexed first."""
     from cmfah_hf.retrieval import CrossMediaRetriever
@@ -52,9 +61,8 @@ def ask_model(
     retriever = CrossMediaRetriever.from_pretrained(
         model,
         index=index is None and images is None,
-        any_model=any_model,
         texts_only=images is None and all(term.image is None for term in question.terms),
-        trust_remote_code=trust_remote_code,
+        **vars(options),
     )
     changes = None
     if images is not None:
@@ -83,7 +91,7 @@ def ask_model(
         retriever.ignored_words(texts),
         None if changes is None else changes.counts(),
         question.min_score,
-        similar_words(texts, retriever.processor),
+        similar_words(texts, retriever.reader),
     )
 
 

@@ -15,7 +15,7 @@ from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.errors import CheckpointError, DataError, ImageError, QueryError
 from cmfah_hf.retrieval.base import BaseHashIndex
 from cmfah_hf.retrieval.codes import pack
-from cmfah_hf.retrieval.fingerprint import check_same_model
+from cmfah_hf.retrieval.same_model import check_same_model
 
 try:
     import ray.data

@@ -60,7 +60,7 @@ class Filling:
         self.target, self.model, self.roots, self.files, self.changes = target, model, roots, files, changes
         if index is None or not len(index):  # of any model and any width
             former = None if index is None else index.folders
-            index = HashIndex(model.retriever.model.config.hash_bits, model.retriever.fingerprint)
+            index = HashIndex(model.retriever.hash_bits, model.retriever.fingerprint)
             index.folders = former
         self.index = index
         self._unsaved = 0

@@ -34,9 +34,9 @@ class ModelOnDemand:
     @classmethod
     def of(cls, retriever: "CrossMediaRetriever") -> "ModelOnDemand":
         """A model that is loaded already; its files are not looked at."""
-        model = cls(str(retriever.model.name_or_path), retriever.any_model)
+        model = cls(retriever.name, retriever.any_model)
         model._retriever, model.state = retriever, None
-        model.revision = getattr(retriever.model.config, "_commit_hash", None)
+        model.revision = retriever.revision
         return model
 
     @property
@@ -82,11 +82,11 @@ class ModelOnDemand:
             return
         if index.folders is not None and index.folders.model_state == self.state is not None:
             return
-        bits = self.retriever.model.config.hash_bits
+        bits = self.retriever.hash_bits
         if index.bits != bits:
             raise HashIndexError(f"{name} holds codes of {index.bits} bits, where {bits} were expected.")
         if not self.retriever.any_model:
-            from cmfah_hf.retrieval.fingerprint import check_same_model
+            from cmfah_hf.retrieval.same_model import check_same_model
 
             check_same_model(index.model, self.retriever.fingerprint, name)
 

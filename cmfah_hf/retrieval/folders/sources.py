@@ -97,7 +97,7 @@ class IndexSources:
 
     def _add_data_sets(self, model: ModelOnDemand, options: UpdateOptions, changes: FolderChanges) -> None:
         retriever = model.retriever
-        index = HashIndex(retriever.model.config.hash_bits)
+        index = HashIndex(retriever.hash_bits)
         if self.folders or options.add:
             index = retriever.load_index(self.output)
             if not options.add:

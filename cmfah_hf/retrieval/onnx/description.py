@@ -8,8 +8,8 @@ from typing import Any
 from cmfah_hf.atomic import sha256_of
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.models import CMFAHProcessor
-from cmfah_hf.retrieval.encoder import ImageTextEncoder
 from cmfah_hf.retrieval.onnx.files import TOWERS, ImageSettings, OnnxFiles, TextSettings, file_name
+from cmfah_hf.retrieval.torch_encoder import TorchEncoder
 
 _LIBRARIES = ("cmfah-hf", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 # Steps of image processors that the description does not have.
@@ -18,7 +18,7 @@ _OTHER_STEPS = ("do_pad", "rescale_offset", "include_top")
 _NO_LIMIT = 2**20
 
 
-def described(encoder: ImageTextEncoder, folder: Path, precisions: Sequence[str], opset: int) -> OnnxFiles:
+def described(encoder: TorchEncoder, folder: Path, precisions: Sequence[str], opset: int) -> OnnxFiles:
     """The description of the files of a model in a folder.
 
     Raises:

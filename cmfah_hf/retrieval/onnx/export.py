@@ -17,15 +17,16 @@ from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.models import CMFAHProcessor
 from cmfah_hf.models.model_files import is_folder
 from cmfah_hf.retrieval.calibration import CALIBRATION_NAME
-from cmfah_hf.retrieval.encoder import ImageTextEncoder
 from cmfah_hf.retrieval.exporters.folders import export_folder
-from cmfah_hf.retrieval.loading import find_file, load_parts
+from cmfah_hf.retrieval.loading import load_parts
+from cmfah_hf.retrieval.model_source import find_file
 from cmfah_hf.retrieval.onnx.comparison import Comparison, compare
 from cmfah_hf.retrieval.onnx.description import described, image_settings
 from cmfah_hf.retrieval.onnx.files import FOLDER_NAME, PRECISIONS, OnnxFiles, file_name
 from cmfah_hf.retrieval.onnx.programs import check_opset, onnx_program, require_exporter
 from cmfah_hf.retrieval.onnx.quantization import half_program, write_int8
 from cmfah_hf.retrieval.onnx.towers import Tower, towers_of
+from cmfah_hf.retrieval.torch_encoder import TorchEncoder
 
 # What else of a model the encoding of texts and images needs, without its weights.
 _WITHOUT_WEIGHTS = (
@@ -86,8 +87,8 @@ def export_onnx(
     if output is None and not is_folder(source):
         raise CMFAHError(f"{source} is no folder here; name the folder to write with output (--output).")
     parts = load_parts(source, kwargs)
-    encoder = ImageTextEncoder(parts.model, parts.processor, parts.expander, "cpu")  # type: ignore[arg-type]  # both towers
-    encoder._fingerprint.know(parts.state, parts.fingerprint, parts.model, parts.processor, parts.expander)
+    encoder = TorchEncoder(parts.model, parts.processor, parts.expander, "cpu")  # type: ignore[arg-type]  # both towers
+    encoder.know_files(parts.state, parts.fingerprint)
     image_settings(parts.processor)  # refused before anything is computed
     beside = _beside(source, Path(output or source), parts.kwargs)
     target = Path(output or source) / FOLDER_NAME

@@ -152,6 +152,14 @@ class OnnxFiles:
                 f"{path} describes no ONNX files of a model ({reason}); make them again with `cmfah export onnx MODEL`."
             ) from error
 
+    def check_precision(self, folder: str | os.PathLike, precision: str) -> None:
+        """Raises a `CheckpointError` if there are no files of a precision."""
+        if precision not in self.precisions:
+            raise CheckpointError(
+                f"{folder} has no files of precision {precision!r:.40}, only {', '.join(self.precisions)}; make them "
+                f"with `cmfah export onnx MODEL --precision {precision:.40}`."
+            )
+
     def file(self, folder: str | os.PathLike, tower: str, precision: str = "fp32", whole: bool = True) -> Path:
         """The path of the file of a tower (`"vision"` or `"text"`), after a check of its content.
 
@@ -164,11 +172,7 @@ class OnnxFiles:
         Raises:
             CheckpointError: If there is no such file, or its content is not the described one.
         """
-        if precision not in self.precisions:
-            raise CheckpointError(
-                f"{folder} has no files of precision {precision!r:.40}, only {', '.join(self.precisions)}; make them "
-                f"with `cmfah export onnx MODEL --precision {precision:.40}`."
-            )
+        self.check_precision(folder, precision)
         name = file_name(tower, precision)
         path, described = Path(folder) / name, self.files[name]
         if file_of(path) is None:

@@ -38,6 +38,12 @@ def as_table(metadata: Any, items: int) -> pa.Table:
     return storable(metadata).replace_schema_metadata(None)
 
 
+def taken(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """Rows of a table, by their numbers; a search must not wait for pandas, which `take` imports for an array."""
+    rows = np.ascontiguousarray(rows, np.int64)
+    return table.take(pa.Array.from_buffers(pa.int64(), rows.size, [None, pa.py_buffer(rows)]))
+
+
 def storable(table: pa.Table) -> pa.Table:
     """The table with types that a search can take rows of: plain ones instead of views and run-end encoding."""
     names = table.column_names

@@ -15,7 +15,7 @@ from cmfah_hf.retrieval.searchers.base import Searcher
 from cmfah_hf.retrieval.searchers.inverted_lists import InvertedLists, ProbedLists
 from cmfah_hf.retrieval.storage.id_lookup import IdLookup
 from cmfah_hf.retrieval.storage.ids import GrowingArray, Ids, StringIds, ids_of
-from cmfah_hf.retrieval.storage.metadata import appended
+from cmfah_hf.retrieval.storage.metadata import appended, taken
 from cmfah_hf.retrieval.storage.segments import Segment
 
 # A segment is merged with the next one unless it has at least this many times its rows, so there are never many.
@@ -72,7 +72,7 @@ class Snapshot:
         if self.live is None:
             return self.codes, self.ids, self.table
         rows = np.flatnonzero(self.live)
-        table = None if self.table is None else self.table.take(rows)
+        table = None if self.table is None else taken(self.table, rows)
         return self.codes[rows], ids_of(self.ids.take(rows)), table
 
 
@@ -118,7 +118,7 @@ class Rows:
 
     def replace(self, rows: np.ndarray, ids: np.ndarray, codes: np.ndarray | None, table: pa.Table | None) -> None:
         """Replaces the codes or columns of rows; what is not given stays."""
-        held = None if self.now.table is None else self.now.table.take(rows)
+        held = None if self.now.table is None else taken(self.now.table, rows)
         if table is None or held is None:
             table = held if table is None else table
         else:

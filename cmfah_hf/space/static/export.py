@@ -198,9 +198,9 @@ def _manifest(
 
 def _examples(retriever: CrossMediaRetriever, items: PageItems) -> tuple[str, ...]:
     """Example queries of which the model knows a word."""
-    found = example_queries(retriever.processor, items.texts or [], _EXAMPLES)
+    found = example_queries(retriever.reader, items.texts or [], _EXAMPLES)
     expanded = retriever.expand(found)
-    return tuple(text for text, read in zip(found, expanded, strict=True) if retriever.processor.has_known_tokens(read))
+    return tuple(text for text, read in zip(found, expanded, strict=True) if retriever.reader.has_known_tokens(read))
 
 
 def _check_links(links: str | None) -> None:

@@ -134,7 +134,7 @@ def _thumbnails_of_files(
             part = slice(start, start + _AHEAD)
             for thumbnail in pool.map(_thumbnail_of_file, files[part], names[part]):
                 missing += not thumbnail
-                bar.update()
+                bar.update(1)
                 yield thumbnail
     if missing:
         logger.warning(

@@ -13,7 +13,7 @@ from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.expansion.walks import num_hops
 from cmfah_hf.models import CMFAHProcessor
 from cmfah_hf.models.word_rules import fold
-from cmfah_hf.retrieval.encoder import ImageTextEncoder
+from cmfah_hf.retrieval import CrossMediaRetriever
 
 WORDS, GRAPH = "data/words.json", "data/graph.bin"
 TOKENIZER, TOKENIZER_CONFIG = "model/tokenizer.json", "model/tokenizer_config.json"
@@ -24,19 +24,19 @@ _FOLDED = (*range(0x0590, 0x0700),)
 _APPROXIMATED = frozenset({"Nmt", "Precompiled"})
 
 
-def text_files(encoder: ImageTextEncoder, source: str) -> dict[str, bytes]:
+def text_files(retriever: CrossMediaRetriever, source: str) -> dict[str, bytes]:
     """The files that texts need, by path in the page's folder.
 
     Args:
-        encoder: The model.
+        retriever: The model.
         source: Its name in errors.
 
     Raises:
         CheckpointError: If the page cannot read texts as the model does.
     """
-    if encoder.expander is not None:
-        _check_expander(encoder.expander, source)
-    processor = encoder.processor
+    if retriever.expander is not None:
+        _check_expander(retriever.expander, source)
+    processor = retriever.processor
     if not processor.word_level:
         return _encoder_files(processor, source)
     if processor.word_rules.segmenter != "none":
@@ -51,8 +51,8 @@ def text_files(encoder: ImageTextEncoder, source: str) -> dict[str, bytes]:
     if processor.word_rules.fold_marks:
         content["folding"] = _folding()
     files = {}
-    if encoder.expander is not None:
-        content["graph"], files[GRAPH] = _graph(encoder.expander)
+    if retriever.expander is not None:
+        content["graph"], files[GRAPH] = _graph(retriever.expander)
     return {WORDS: _json(content), **files}
 
 

@@ -68,7 +68,7 @@ def model(trained, tmp_path_factory) -> Path:
     (folder / "onnx").mkdir()
     for tower in ("vision", "text"):
         (folder / "onnx" / file_name(tower)).write_text(f"the tower of {tower}")
-    described(retriever, folder / "onnx", ("fp32",), 20).save(folder / "onnx")
+    described(retriever.encoder, folder / "onnx", ("fp32",), 20).save(folder / "onnx")
     return folder
 
 

@@ -16,7 +16,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
 from cmfah_hf.expansion import GraphExpander
-from cmfah_hf.models.backbone_tokenizer import _build
+from cmfah_hf.models.backbone_tokenizer import load_backbone_tokenizer
 from cmfah_hf.models.similar_words import SimilarWords
 from cmfah_hf.models.tokenization_cmfah import normalize_text, split_words
 from cmfah_hf.models.word_rules import WordRules
@@ -280,10 +280,11 @@ CORPUS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [_word_pieces, _byte_pairs, _pieces])
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_tokens_of_encoders_are_those_of_python(modules, npm, make, side):
+def test_tokens_of_encoders_are_those_of_python(modules, npm, make, side, tmp_path):
     names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     settings = names | {"model_max_length": 14, "padding_side": side}
-    tokenizer = _build(json.loads(make().to_str()), settings, "here")
+    make().save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_backbone_tokenizer(tmp_path / "tokenizer.json", settings)
     files = _encoder_files(SimpleNamespace(tokenizer=tokenizer), "here")
     texts = [*TEXTS, "[SEP] in a [PAD] text", "a\nb\tc", *CORPUS, *random_texts(300, 4), "x" * 200]
     padded = side == "left"
