@@ -85,6 +85,7 @@ def test_help_of_the_program_and_of_each_command(cmfah):
             "--json",
         ],
         "export": ["--to", "--output", "--name", "--overwrite", "--json"],
+        "export onnx": ["--output", "--precision", "--images", "--opset", "--overwrite", "--json"],
     }.items():
         outcome = cmfah(*command.split(), "--help")
         assert (outcome.code, outcome.err) == (0, "")

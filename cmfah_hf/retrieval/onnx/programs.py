@@ -130,20 +130,30 @@ def _unsupported(tower: Tower, program: ExportedProgram, error: BaseException) -
         return CheckpointError(
             f"The {tower.name} tower cannot be written as ONNX ({' '.join(reasons[-1].split())[:200]})."
         )
-    operator = found[1]
-    modules = [
-        list(node.meta.get("nn_module_stack", {}).values())
-        for node in program.graph.nodes
-        if str(node.target).removeprefix("torch.ops.") == operator
-    ]
+    # PyTorch's exporter may have divided the operator, such as `aten.special_bessel_j0` into `prims.bessel_j0`.
+    last = _plain_name(found[1])
+    calls = {_name(node): node.meta for node in reversed(program.graph.nodes) if node.op == "call_function"}
+    operator = next((name for name in calls if _plain_name(name).endswith(last)), found[1])
+    meta = calls.get(found[1]) or calls.get(operator, {})
     # From the whole to the innermost, each as its path and its class.
-    path, kind = (modules[0][-1] if modules and modules[0] else ("", type(tower.module).__name__))[:2]
+    stack = list(meta.get("nn_module_stack", {}).values())
+    path, kind = stack[-1][:2] if stack else ("", "")
     name = str(kind).rpartition(".")[2]
     where = f" in {path.removeprefix('tower.')} ({name})" if path else ""
     return CheckpointError(
         f"The {tower.name} tower uses the operator {operator}{where}, which ONNX lacks; replace that module, or use "
         "another encoder."
     )
+
+
+def _name(node: torch.fx.Node) -> str:
+    """The operator that a node calls, such as `aten.add.Tensor`."""
+    return str(node.target).removeprefix("torch.ops.")
+
+
+def _plain_name(operator: str) -> str:
+    """`add` of `aten.add.Tensor`."""
+    return operator.split(".")[1] if "." in operator else operator
 
 
 def _cleaned(model: "ModelProto", tower: Tower) -> "ModelProto":
