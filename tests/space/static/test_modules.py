@@ -75,6 +75,20 @@ def test_every_character_separates_or_belongs_to_words_as_in_python(modules):
     assert len(newer) < 100
 
 
+def test_half_of_a_character_is_refused_as_in_python(modules):
+    made = """(() => {
+      const settings = {prompt: '', unknown_words: 'ignore', unk_token_id: 1};
+      const texts = new m.WordTexts(settings, {vocabulary: ['[PAD]', '[UNK]', 'sun'], folding: null}, null);
+      const found = [texts.read('Sun 🌞 moon').ids];
+      try { texts.read('sun \\ud800'); } catch (error) { found.push(error.message); }
+      return found;
+    })()"""
+    assert call(modules, "texts", made) == [
+        [2, 1, 1],
+        "The text contains half of a character (a lone surrogate); type it again.",
+    ]
+
+
 def test_marks_are_folded_as_in_python(modules):
     rules = WordRules(fold_marks=True)
     texts = [*TEXTS, "آأإٱ ىیے ةۀہ ک ٠١٢ ۳۴ ـــ", *random_texts(300, 2)]
