@@ -22,6 +22,7 @@ from cmfah_hf import CMFAHConfig, CMFAHModel, CMFAHProcessor
 from cmfah_hf.data.scenes import FIRST_QUERY, draw_scene
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
 from cmfah_hf.space.settings import SpaceSettings
+from cmfah_hf.space.static import export
 from cmfah_hf.space.static.export import export_page
 
 pytestmark = pytest.mark.slow
@@ -401,7 +402,7 @@ def test_the_manifest_describes_every_file(scenes_page):
     assert not any(path.suffix == ".mjs" for path in scenes_page.rglob("*"))
 
 
-def test_a_model_of_a_pretrained_encoder_has_its_tokens_and_its_crop(open_page, npm, tmp_path):
+def test_a_model_of_a_pretrained_encoder_has_its_tokens_and_its_crop(open_page, npm, tmp_path, monkeypatch):
     """A CLIP of random weights: byte-level tokens that are cut off, the shortest edge resized, the center cropped."""
     encoder = write_dual_encoder("clip", tmp_path / "encoder")
     config = CMFAHConfig(dual_encoder=str(encoder), hidden_size=24, image_size=32, num_concepts=4)
@@ -417,6 +418,7 @@ def test_a_model_of_a_pretrained_encoder_has_its_tokens_and_its_crop(open_page, 
         size = [(90, 60), (50, 140), (33, 33)][number]
         Image.fromarray(own).resize(size, Image.Resampling.BICUBIC).save(tmp_path / "photos" / f"{number}.png")
     settings = SpaceSettings(model=str(tmp_path / "model"), data=str(tmp_path / "photos"))
+    monkeypatch.setattr(export, "MOST_PACKED_BYTES", 100)  # so thumbnails are files of their own
     export_page(settings, tmp_path / "page", links="https://example.org/photos/")
     with serving(tmp_path / "page") as root:
         page = loaded(open_page(root))
@@ -427,6 +429,8 @@ def test_a_model_of_a_pretrained_encoder_has_its_tokens_and_its_crop(open_page, 
             found = asked(page, lambda path=path: drop(page, path.read_bytes(), path.name, "image/png"))
             assert np.abs(np.array(found["values"]) - retriever.encode_images([path])[0]).max() < 1e-4, path.name
             assert path.name in found["ids"]
+        loaded_images = "all => all.every(one => one.naturalWidth > 0) && all.length"
+        page.wait_for_function(f"({loaded_images})([...document.querySelectorAll('.card img')]) === 3")
         page.locator(".card").first.click()
         link = page.get_by_role("link", name="Open the image")
         assert link.get_attribute("href") == f"https://example.org/photos/{found['ids'][0]}"
