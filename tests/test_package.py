@@ -39,7 +39,12 @@ def below(folder: str) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("folder", "place"),
-    [("cmfah_hf", ""), ("hub_configs", "hub_configs/"), ("spaces/cmfah-search", "space_files/")],
+    [
+        ("cmfah_hf", ""),
+        ("hub_configs", "hub_configs/"),
+        ("spaces/cmfah-search", "space_files/"),
+        ("spaces/cmfah-browser", "browser_files/"),
+    ],
 )
 def test_the_wheel_contains_every_file(installed, folder, place):
     expected = below(folder)

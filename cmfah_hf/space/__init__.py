@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         "SpaceSettings": "settings",
         "build_app": "app",
         "copy_model": "files",
+        "export_page": "static.export",
         "serve": "serving",
         "serve_folder": "serving",
         "space_files": "files",

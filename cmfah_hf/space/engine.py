@@ -27,6 +27,7 @@ from cmfah_hf.retrieval.probabilities import calibration_of, with_probabilities
 from cmfah_hf.retrieval.queries import combined_values
 from cmfah_hf.retrieval.terms import WEIGHT_TO_AVOID, Term
 from cmfah_hf.space.code_map import CodeMap
+from cmfah_hf.space.examples import example_queries
 from cmfah_hf.space.images import Images
 from cmfah_hf.space.settings import LONGEST_QUERY, MOST_RESULTS, SpaceSettings
 from cmfah_hf.space.sources import index_of, indexed_images, read_pairs
@@ -36,8 +37,6 @@ _BATCH = 32
 # A search is timed as the median of this many runs. One run alone would show what a thread pays once, tens of
 # milliseconds for half of one.
 TIMED_RUNS = 5
-# Example queries for images without texts.
-_EXAMPLES = ("a dog", "the sea", "a street at night", "people at a table")
 _METRICS_BYTES = 16 * 2**20
 
 
@@ -182,14 +181,7 @@ class Engine:
         """Example queries: those of the settings, else two known words of some images' texts, or of any images."""
         if self.settings.examples:
             return list(self.settings.examples[:count])
-        found: list[str] = []
-        for text in self.images.texts:
-            words = self.retriever.reader.known_words(text)[:2]
-            if words and " ".join(words) not in found:
-                found.append(" ".join(words))
-            if len(found) == count:
-                break
-        return found or list(_EXAMPLES[:count])
+        return example_queries(self.retriever.reader, self.images.texts, count)
 
     def row(self, item_id: str) -> int:
         """The row of an image.

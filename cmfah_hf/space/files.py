@@ -54,8 +54,8 @@ def space_files(model: Path | None = None) -> dict[str, Path]:
     files = {name: folder / name for name in _APP_FILES}
     for path in sorted(package.rglob("*")):
         inside = path.relative_to(package)
-        # An installed package contains the embedded Space and the configurations.
-        if path.suffix in _PACKAGE_SUFFIXES and inside.parts[0] not in ("space_files", "hub_configs"):
+        # An installed package contains the embedded Space, the sources of the static page and the configurations.
+        if path.suffix in _PACKAGE_SUFFIXES and inside.parts[0] not in ("space_files", "browser_files", "hub_configs"):
             files[f"{package.name}/{inside.as_posix()}"] = path
     if model is not None:
         files |= {f"model/{name}": path for name, path in model_files(model).items()}
