@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from typing import Any
 # Before torch is imported: for models this small, a second thread costs more than it saves.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Before transformers is imported: one cache of the code of models for this process, because Python finds the modules of
+# only one.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="modules-of-models-")
 
 import pytest
 import yaml
@@ -34,6 +38,7 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_sessionfinish() -> None:
+    shutil.rmtree(os.environ["HF_MODULES_CACHE"], ignore_errors=True)
     gc.unfreeze()  # at exit, some libraries report what is still there
 
 

@@ -81,6 +81,8 @@ def space(
         if output is None:
             raise CMFAHError("Name the folder to write: cmfah space --static MODEL INDEX OUT, or OUT alone.")
         model, sources = (places[0] if places else None), places[1:]
+        if (host, port, allow_host, mcp) != (None,) * 4:
+            raise CMFAHError("--host, --port, --allow-host and --mcp are for a server, which --static does without.")
     elif not thumbnails or links is not None or precision != "fp32" or overwrite:
         raise CMFAHError("--no-thumbnails, --links, --precision and --overwrite are for --static; add it.")
     named = (*(sources or ()), *(data or ()))

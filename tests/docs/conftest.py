@@ -48,12 +48,8 @@ def hub():
 @pytest.fixture
 def session(tmp_path, my_model, my_images, hub, monkeypatch) -> PageSession:
     """A folder with the model and the images as the working folder of this process, and a Hub."""
-    from transformers import dynamic_module_utils
-
     use_hub(hub, tmp_path / "home", monkeypatch)
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
-    # The code of models on the Hub is cached here.
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "home" / "modules"))
     session = PageSession(tmp_path / "page")
     session.folder.mkdir()
     session.prepare(my_model, my_images)

@@ -40,7 +40,7 @@ def into_subfolder(folder, name="0_CLIPModel", **settings):
     return folder
 
 
-@pytest.fixture(scope="module", params=["clip", "chinese_clip", "vision-text-dual-encoder"])
+@pytest.fixture(scope="module", params=["clip", "vision-text-dual-encoder"])
 def saved(request, images, tmp_path_factory):
     """A folder that sentence-transformers saved, with a normalization, and its vectors of images and texts."""
     from sentence_transformers import SentenceTransformer

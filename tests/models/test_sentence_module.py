@@ -51,17 +51,6 @@ print(json.dumps([model.encode(items).tolist(), again.encode(items).tolist()]))
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def modules_cache(tmp_path_factory):
-    """The cache of the code of models, for these tests only."""
-    from transformers import dynamic_module_utils
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-    yield
-    patch.undo()
-
-
 @pytest.fixture(scope="module")
 def folders(make_model, make_config, tmp_path_factory):
     """Saved models by name: CMFAH, SCAHN, and a head over a dual encoder."""

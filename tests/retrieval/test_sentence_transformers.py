@@ -17,17 +17,6 @@ from cmfah_hf.retrieval.codes import pack, round_for_aqd, sign
 QUERIES = ["boat sun", "red car", "tree", "house moon", "dog", ""]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def modules_cache(tmp_path_factory):
-    """The cache of the code of models, for these tests only."""
-    from transformers import dynamic_module_utils
-
-    patch = pytest.MonkeyPatch()
-    patch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-    yield
-    patch.undo()
-
-
 @pytest.fixture(scope="module")
 def load():
     from sentence_transformers import SentenceTransformer  # takes seconds to import
