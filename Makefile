@@ -8,6 +8,7 @@ TEST_PROCESSES ?= 2
 FUZZ_INPUTS ?= 10000
 VENV := .venv
 BIN := $(VENV)/bin
+TORCHAO := .cache/torchao
 # Wheels that lie on the machine are passed over: a CPU-only torch beside the registry's torchvision cannot work
 # (`torchvision::nms` is missing). An empty folder of links outranks one that pip's configuration names.
 PIP_INSTALL = PIP_FIND_LINKS=$(abspath $(VENV))/no-links $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
@@ -27,14 +28,14 @@ files_with = $(shell grep --recursive --files-with-matches --include='test_*.py'
 demo: $(VENV)/.installed
 	$(BIN)/cmfah demo --output demo
 
-test: $(VENV)/.installed-for-tests
+test: $(VENV)/.installed-for-tests $(TORCHAO)
 	-$(BIN)/python tests/models/common_checks.py
 	$(PYTEST) -m "not slow and not cluster and not fuzz"
 
 # What takes longer: several processes, whole runs, browsers. These tests wait for others' work, so a third one at a time
 # keeps two cores busy.
 test-slow: TEST_PROCESSES = 3
-test-slow: $(VENV)/.installed-for-tests
+test-slow: $(VENV)/.installed-for-tests $(TORCHAO)
 	$(PYTEST) -m "slow and not cluster" $(call files_with,slow)
 
 # Minutes of starting, killing and restarting processes on several nodes.
@@ -60,6 +61,11 @@ docs: $(VENV)/.installed-for-tests
 	$(BIN)/python docs/write_api.py
 	$(BIN)/python docs/write_architecture.py
 	$(BIN)/python docs/write_tables.py
+
+# Apart from the environment, because transformers imports torchao wherever it is installed, in every process. Without it,
+# its tests are skipped by name.
+$(TORCHAO): | $(BIN)/python
+	-$(PIP_INSTALL) --no-deps --target $@ "torchao>=0.15"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -51,10 +52,13 @@ def by_compiler(tower: Tower, folder) -> Codes:
 
 
 def by_torchao(tower: Tower, folder) -> Codes:
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    # Not of the environment: transformers imports it wherever it is installed. `make test` installs it there.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parents[3] / ".cache" / "torchao")
+        quantization = pytest.importorskip("torchao.quantization")
 
     module = copy.deepcopy(tower.module)
-    quantize_(module, Int8WeightOnlyConfig())
+    quantization.quantize_(module, quantization.Int8WeightOnlyConfig())
     return lambda inputs: module(*inputs).detach().numpy()
 
 
@@ -69,8 +73,6 @@ def _write(program, path):
 
 
 def _int8(tower: Tower, path: str) -> None:
-    from pathlib import Path
-
     write_int8(onnx_program(tower), Path(path), tower, (tower.draw(8, seed)[0].numpy() for seed in range(2)))
 
 
