@@ -47,7 +47,7 @@ class CMFAHLSTM(nn.RNNBase):
     def __init__(self, width: int):
         super().__init__("LSTM", width, width, batch_first=True)
 
-    def forward(self, x_BPD: torch.Tensor) -> tuple[torch.Tensor, Any]:  # type: ignore[override]
+    def forward(self, x_BPD: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """The outputs at all positions, `(B, P, D)`, and the last states, None of the operator."""
         weights = (self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
         if torch.compiler.is_compiling():

@@ -83,7 +83,7 @@ def onnx_program(tower: Tower, opset: int = OPSET) -> "ModelProto":
         with _quiet():
             made = torch.onnx.export(
                 program, input_names=list(INPUTS[tower.name]), output_names=[tower.output], opset_version=opset,
-                dynamo=True, verbose=False, custom_translation_table={torch.ops.cmfah.lstm.default: _lstm},
+                dynamo=True, verbose=False, custom_translation_table=_translations(),
             )  # fmt: skip
             assert made is not None
             _fold_weights(made)
@@ -92,11 +92,29 @@ def onnx_program(tower: Tower, opset: int = OPSET) -> "ModelProto":
     return _cleaned(made.model_proto, tower)
 
 
+def _translations() -> dict[Any, Any]:
+    """The operators that PyTorch's exporter cannot translate."""
+    return {torch.ops.cmfah.lstm.default: _lstm, torch.ops.aten._is_all_true.default: _is_all_true}
+
+
+def _operators() -> Any:
+    """ONNX's operators as functions. Their types are of arrays, while an exporter passes values of a graph."""
+    from onnxscript import opset18
+
+    return opset18
+
+
+def _is_all_true(values: Any) -> Any:
+    """A condition of SigLIP 2 about the sizes of images, which are given in advance."""
+    from onnx import TensorProto
+
+    op = _operators()
+    return op.Cast(op.ReduceMin(op.Cast(values, to=TensorProto.INT64), keepdims=0), to=TensorProto.BOOL)
+
+
 def _lstm(x_BPD: Any, input_weight: Any, hidden_weight: Any, input_bias: Any, hidden_bias: Any) -> Any:
     """The operator `cmfah::lstm` by ONNX's. PyTorch orders gates as input, forget, cell, output."""
-    from onnxscript import opset18 as op
-
-    width = int(hidden_weight.shape[1])
+    op, width = _operators(), int(hidden_weight.shape[1])
     places = [gate * width + place for gate in (0, 3, 1, 2) for place in range(width)]
 
     def ordered(weights: Any) -> Any:
