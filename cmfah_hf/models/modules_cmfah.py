@@ -110,7 +110,7 @@ def _read(lstm: CMFAHLSTM, sequence_BPD: torch.Tensor, mask_BP: torch.Tensor | N
         if positions_BPD.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             # oneDNN does not have an LSTM in half precision for all processors.
             with torch.autocast("cpu", enabled=False):
-                return lstm(positions_BPD.to(lstm.weight_ih_l0.dtype))[0].to(positions_BPD.dtype)
+                return lstm(positions_BPD.to(lstm.weight_ih_l0.dtype))[0].to(positions_BPD.dtype)  # type: ignore[arg-type]
         return lstm(positions_BPD)[0]
 
     return read(sequence_BPD) if mask_BP is None else in_reading_order(read, sequence_BPD, mask_BP)
