@@ -17,8 +17,7 @@ from cmfah_hf.evaluation.mteb.library import import_mteb
 from cmfah_hf.models.model_files import is_folder
 from cmfah_hf.retrieval.base import METRICS
 from cmfah_hf.retrieval.codes import round_for_aqd, sign
-from cmfah_hf.retrieval.encoder import ImageTextEncoder
-from cmfah_hf.retrieval.loading import load_parts
+from cmfah_hf.retrieval.loading import load_torch_encoder
 
 if TYPE_CHECKING:
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -74,10 +73,10 @@ class MTEBEncoder:
         import_mteb()
         place = os.fspath(source or model_name)
         options = {"trust_remote_code": trust_remote_code, "revision": None if is_folder(place) else revision}
-        parts = load_parts(place, {name: value for name, value in options.items() if value is not None})
-        self.encoder = ImageTextEncoder(parts.model, parts.processor, parts.expander, device)
+        given = {name: value for name, value in options.items() if value is not None}
+        self.encoder, found = load_torch_encoder(place, given, device=device)
         self.metric = metric
-        self.mteb_model_meta = self._meta(place, parts.kwargs.get("revision"))
+        self.mteb_model_meta = self._meta(place, found.get("revision"))
 
     def encode(
         self,
@@ -101,7 +100,7 @@ class MTEBEncoder:
         """
         role = None if prompt_type is None else str(getattr(prompt_type, "value", prompt_type))
         batch_size = int(kwargs.get("batch_size") or 32)
-        parts = [np.empty((0, self.encoder.model.config.hash_bits), np.float32)]
+        parts = [np.empty((0, self.encoder.hash_bits), np.float32)]
         parts += [self._values(batch, batch_size) for batch in inputs]
         values_NK = np.concatenate(parts)
         if self.metric == "hamming" or role == "document":
