@@ -1,5 +1,6 @@
 """Tokenizers from the files of a model, checked before they are used. Without `transformers`."""
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -55,6 +56,11 @@ class SavedTokenizer:
         found = self.backend.token_to_id(self.tokens["pad_token"])
         assert found is not None  # the readers check it
         return found
+
+    @property
+    def digest(self) -> str:
+        """A digest of the tokenizer, 32 hexadecimal digits, equal for all files that hold it."""
+        return hashlib.blake2b(self.backend.to_str().encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def read_word_tokenizer(path: Path, settings: dict[str, Any]) -> SavedTokenizer:

@@ -1,5 +1,6 @@
 """The description of ONNX files from a loaded model: its fingerprint, and how its processor makes inputs."""
 
+import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -9,6 +10,7 @@ from cmfah_hf.atomic import sha256_of
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.models import CMFAHProcessor
 from cmfah_hf.retrieval.onnx.files import TOWERS, ImageSettings, OnnxFiles, TextSettings, file_name
+from cmfah_hf.retrieval.onnx.texts import saved_tokenizer
 from cmfah_hf.retrieval.torch_encoder import TorchEncoder
 
 _LIBRARIES = ("cmfah-hf", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -35,7 +37,7 @@ def described(encoder: TorchEncoder, folder: Path, precisions: Sequence[str], op
         versions={name: version(name) for name in _LIBRARIES},
         image_processor=image_settings(encoder.processor),
         text=text_settings(encoder.processor),
-        has_expander=encoder.expander is not None,
+        expander=None if encoder.expander is None else encoder.expander.digest,
     )
 
 
@@ -84,4 +86,13 @@ def text_settings(processor: CMFAHProcessor) -> TextSettings:
         prompt=processor.text_prompt,
         word_rules=processor.word_rules.to_dict(),
         unknown_words=processor.unknown_words,
+        tokenizer=_digest_of(processor),
     )
+
+
+def _digest_of(processor: CMFAHProcessor) -> str:
+    """The digest of a tokenizer as it is read from its files."""
+    with tempfile.TemporaryDirectory() as folder:
+        processor.tokenizer.save_pretrained(folder)
+        files = (Path(folder, name) for name in ("tokenizer.json", "tokenizer_config.json"))
+        return saved_tokenizer(*files, processor.word_level).digest

@@ -80,6 +80,7 @@ class TextSettings:
         prompt: Precedes each text.
         word_rules: `segmenter` and `fold_marks`, applied before the tokenizer.
         unknown_words: `"ignore"`, or `"similar"`: replaced by similar known words before the tokenizer.
+        tokenizer: A digest of the tokenizer that the files belong to.
     """
 
     word_level: bool
@@ -91,6 +92,7 @@ class TextSettings:
     prompt: str
     word_rules: dict[str, Any]
     unknown_words: str
+    tokenizer: str
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ class OnnxFiles:
         versions: Versions of the libraries that made the files, by name.
         image_processor: How images become inputs.
         text: How texts become inputs.
-        has_expander: Whether queries are expanded by the word graph of the model.
+        expander: A digest of the word graph that expands queries. None: they are not expanded.
     """
 
     fingerprint: str
@@ -119,7 +121,7 @@ class OnnxFiles:
     versions: Mapping[str, str]
     image_processor: ImageSettings
     text: TextSettings
-    has_expander: bool
+    expander: str | None
 
     def save(self, folder: str | os.PathLike) -> None:
         """Writes the description into the folder of the files.
@@ -197,8 +199,6 @@ class _UnfitError(ValueError):
 def _parsed(content: Any) -> OnnxFiles:
     if content["format"] != FORMAT:
         raise _UnfitError(f"its format is {content['format']!r:.40}, not {FORMAT}")
-    if not isinstance(content["fingerprint"], str) or not re.fullmatch("[0-9a-f]{32}", content["fingerprint"]):
-        raise _UnfitError("its fingerprint is not one of 32 hexadecimal digits")
     precisions = tuple(name for name in PRECISIONS if name in content["precisions"])
     if not precisions or len(precisions) != len(content["precisions"]):
         raise _UnfitError(f"its precisions are not some of {', '.join(PRECISIONS)}")
@@ -206,7 +206,7 @@ def _parsed(content: Any) -> OnnxFiles:
     if not all(isinstance(name, str) and isinstance(version, str) for name, version in versions.items()):
         raise _UnfitError("its versions are not texts")
     return OnnxFiles(
-        fingerprint=content["fingerprint"],
+        fingerprint=_digest("fingerprint", content["fingerprint"], 32),
         model_type=_text("model_type", content["model_type"]),
         hash_bits=check_bits(content["hash_bits"]),
         precisions=precisions,
@@ -215,7 +215,7 @@ def _parsed(content: Any) -> OnnxFiles:
         versions=dict(versions),
         image_processor=_parsed_images(content["image_processor"]),
         text=_parsed_texts(content["text"]),
-        has_expander=_switch("has_expander", content["has_expander"]),
+        expander=None if content["expander"] is None else _digest("expander", content["expander"], 64),
     )
 
 
@@ -225,9 +225,8 @@ def _parsed_files(files: Any, precisions: tuple[str, ...]) -> dict[str, dict[str
         raise _UnfitError(f"its files are not {', '.join(sorted(names))}")
     found = {}
     for name, one in files.items():
-        if not isinstance(one["sha256"], str) or not re.fullmatch("[0-9a-f]{64}", one["sha256"]):
-            raise _UnfitError(f"the SHA-256 of {name} is not one of 64 hexadecimal digits")
-        found[name] = {"bytes": _whole(f"bytes of {name}", one["bytes"], 1, 2**53), "sha256": one["sha256"]}
+        digest = _digest(f"SHA-256 of {name}", one["sha256"], 64)
+        found[name] = {"bytes": _whole(f"bytes of {name}", one["bytes"], 1, 2**53), "sha256": digest}
     return found
 
 
@@ -270,6 +269,7 @@ def _parsed_texts(own: Any) -> TextSettings:
             "fold_marks": _switch("fold_marks", rules["fold_marks"]),
         },
         unknown_words=_one_of("unknown_words", own["unknown_words"], ("ignore", "similar")),
+        tokenizer=_digest("tokenizer", own["tokenizer"], 32),
     )
     if found.padding == "max_length" and found.max_length is None:
         raise _UnfitError("it pads texts to a max_length that it does not have")
@@ -280,6 +280,12 @@ def _check_names(what: str, own: Any, of: type) -> None:
     names = {field.name for field in fields(of)}
     if not isinstance(own, dict) or set(own) != names:
         raise _UnfitError(f"its {what} does not have exactly {', '.join(sorted(names))}")
+
+
+def _digest(name: str, value: Any, digits: int) -> str:
+    if not isinstance(value, str) or not re.fullmatch(f"[0-9a-f]{{{digits}}}", value):
+        raise _UnfitError(f"its {name} is not one of {digits} hexadecimal digits")
+    return value
 
 
 def _text(name: str, value: Any) -> str:

@@ -41,10 +41,15 @@ def load_onnx_encoder(
     files.check_precision(folder, precision)
     tokenizer, config = (_require(source, name, kwargs) for name in ("tokenizer.json", "tokenizer_config.json"))
     reader = OnnxTextReader.load(tokenizer, config, files.text, description)
-    expander = load_expander(source, kwargs) if files.has_expander else None
-    if files.has_expander and expander is None:
+    expander = load_expander(source, kwargs) if files.expander is not None else None
+    if expander is None and files.expander is not None:
         raise CheckpointError(
             f"{source}: its word graph (expander.json) is missing, which expands queries; restore it."
+        )
+    if expander is not None and expander.digest != files.expander:
+        raise CheckpointError(
+            f"{source}: its word graph (expander.json) is not the one that its ONNX files were made with; make them "
+            "again with `cmfah export onnx MODEL`."
         )
 
     def find(tower: str) -> Path:

@@ -17,6 +17,19 @@ from cmfah_hf.models.word_rules import rules_of
 from cmfah_hf.retrieval.onnx.files import TextSettings
 
 
+def saved_tokenizer(tokenizer: Path, config: Path, word_level: bool) -> SavedTokenizer:
+    """The tokenizer in `tokenizer.json`, with the settings of `tokenizer_config.json`.
+
+    Raises:
+        CheckpointError: If a file is damaged.
+    """
+    read = read_word_tokenizer if word_level else read_backbone_tokenizer
+    try:
+        return read(tokenizer, read_object(config))
+    except ModelFileError as error:
+        raise CheckpointError(str(error)) from error
+
+
 class OnnxTextReader(TextReader):
     """Reads texts by the tokenizer of a model and the settings of its ONNX files.
 
@@ -31,7 +44,7 @@ class OnnxTextReader(TextReader):
 
     def __init__(self, tokenizer: SavedTokenizer, settings: TextSettings, where: str | Path):
         fits = (tokenizer.pad_token_id, tokenizer.padding_side) == (settings.pad_token_id, settings.padding_side)
-        if not fits or tokenizer.max_length != settings.max_length:
+        if not fits or (tokenizer.max_length, tokenizer.digest) != (settings.max_length, settings.tokenizer):
             raise CheckpointError(
                 f"{where}: the tokenizer of this model is not the one that its ONNX files were made with; make them "
                 "again with `cmfah export onnx MODEL`."
@@ -52,12 +65,7 @@ class OnnxTextReader(TextReader):
         Raises:
             CheckpointError: If a file is damaged, or as the class does.
         """
-        read = read_word_tokenizer if settings.word_level else read_backbone_tokenizer
-        try:
-            saved = read(tokenizer, read_object(config))
-        except ModelFileError as error:
-            raise CheckpointError(str(error)) from error
-        return cls(saved, settings, where)
+        return cls(saved_tokenizer(tokenizer, config, settings.word_level), settings, where)
 
     def tokens(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """`input_ids` and `attention_mask` `(N, W)`, int64, padded to the longest text, with at least one column."""

@@ -31,9 +31,10 @@ def described(tmp_path):
             1 / 255, True, [0.5, 0.5, 0.5], [0.2, 0.2, 0.2],
         ),
         text=TextSettings(
-            True, None, 0, "right", "longest", 1, "", {"segmenter": "icu", "fold_marks": True}, "similar"
+            True, None, 0, "right", "longest", 1, "", {"segmenter": "icu", "fold_marks": True}, "similar",
+            "89abcdef" * 4,
         ),
-        has_expander=True,
+        expander="0123456789abcdef" * 4,
     )  # fmt: skip
     files.save(tmp_path)
     return files
@@ -109,7 +110,8 @@ WRONG = {
     "padding": (_set("text", "padding", "max_length"), "it pads texts to a max_length that it does not have"),
     "side": (_set("text", "padding_side", "top"), "padding_side is 'top', which is not right or left"),
     "rules": (_set("text", "word_rules", {}), "its word_rules are not segmenter and fold_marks"),
-    "expander": (_set("has_expander", 1), "has_expander is 1, neither true nor false"),
+    "expander": (_set("expander", 1), "its expander is not one of 64 hexadecimal digits"),
+    "tokenizer": (_set("text", "tokenizer", None), "its tokenizer is not one of 32 hexadecimal digits"),
 }
 
 

@@ -181,6 +181,12 @@ def test_a_file_that_is_no_model_is_refused(copy):
         CrossMediaRetriever.from_pretrained(copy, backend="onnx").encode_texts(["boat"])
 
 
+def test_another_word_graph_is_refused(copy):
+    change(copy / "onnx" / "cmfah.json", expander="0" * 64)
+    with pytest.raises(CheckpointError, match=r"its word graph .* is not the one that its ONNX files were made with"):
+        CrossMediaRetriever.from_pretrained(copy, backend="onnx")
+
+
 def test_missing_parts_are_named(copy, trained):
     with pytest.raises(CheckpointError, match=r"has no onnx/cmfah\.json; make the ONNX files with `cmfah export onnx"):
         CrossMediaRetriever.from_pretrained(trained.folder, backend="onnx")

@@ -89,6 +89,9 @@ def test_a_tokenizer_of_other_settings_is_refused(tmp_path):
     files[1].write_text(json.dumps({**json.loads(files[1].read_text()), "padding_side": "left"}))
     with pytest.raises(CheckpointError, match=r"cmfah\.json: the tokenizer of this model is not the one"):
         OnnxTextReader.load(*files, own, tmp_path / "cmfah.json")
+    CMFAHProcessor.from_vocabulary(CMFAHConfig(), WORDS[::-1]).save_pretrained(tmp_path)  # in another order
+    with pytest.raises(CheckpointError, match=r"cmfah\.json: the tokenizer of this model is not the one"):
+        OnnxTextReader.load(*files, own, tmp_path / "cmfah.json")
     files[0].write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: its"):
         OnnxTextReader.load(*files, own, tmp_path / "cmfah.json")
