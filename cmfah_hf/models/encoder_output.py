@@ -1,4 +1,4 @@
-"""Output of the image and text encoders, which the towers read.
+"""Output of the image and text encoders, which the towers read, and its type.
 
 Shape suffixes: B items, P positions (regions or tokens), D feature width, C width of positions of a dual encoder, E
 width of its vectors.
@@ -7,6 +7,7 @@ width of its vectors.
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 
 class Embedded(NamedTuple):
@@ -42,3 +43,9 @@ def without_vector(kept: torch.Tensor, channels: int, pooled_dim: int) -> tuple[
             f"{max(channels, pooled_dim)}; extract them again with this model's encoder."
         )
     return kept[:, 1:, :channels], kept[:, 0, :pooled_dim]
+
+
+def input_dtype(layer: nn.Linear) -> torch.dtype:
+    """The type of a layer's inputs: that of its weights, or float32 if PyTorch has quantized them."""
+    weight = layer.weight  # of a dynamically quantized layer, a method
+    return weight.dtype if isinstance(weight, torch.Tensor) else torch.float32

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .configuration_feature_hash import FeatureHashConfig
-from .encoder_output import Embedded
+from .encoder_output import Embedded, input_dtype
 from .fused_cmfah import EPSILON
 from .image_encoder import CMFAHImageEncoder
 from .modules_cmfah import CMFAHHashHead, masked_mean
@@ -152,7 +152,7 @@ class BagOfWords(GivenTextFeatures):
         """As the parent's, from `input_ids` alone."""
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("A bag of words is made of input_ids, and not of inputs_embeds.")
-        seen_BW = torch.ones_like(input_ids, dtype=self.projection.weight.dtype)
+        seen_BW = torch.ones_like(input_ids, dtype=input_dtype(self.projection))
         if attention_mask is not None:
             seen_BW = seen_BW * attention_mask
         bag_BV = seen_BW.new_zeros(input_ids.shape[0], self.channels)

@@ -18,7 +18,7 @@ from .adapters import add_adapters, train_adapters_only
 from .configuration_cmfah import CMFAHConfig
 from .configuration_files import UNFIT
 from .dual_encoder import CMFAHDualImageEncoder
-from .encoder_output import Embedded, with_vector, without_vector
+from .encoder_output import Embedded, input_dtype, with_vector, without_vector
 from .fused_cmfah import EPSILON
 from .model_files import ModelFileError
 
@@ -122,7 +122,7 @@ class CMFAHImageEncoder(nn.Module):
         """The last feature map of the backbone, and the vectors of a dual encoder."""
         # A frozen backbone needs no graph.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_backbone):
-            output = self.backbone(pixel_values.to(self.projection.weight.dtype))
+            output = self.backbone(pixel_values.to(input_dtype(self.projection)))
         if isinstance(output, tuple):
             return output
         return (output if isinstance(output, torch.Tensor) else output.feature_maps[-1]), None
@@ -145,8 +145,8 @@ class CMFAHImageEncoder(nn.Module):
         size = height or self.config.image_size, width or self.config.image_size
         if size not in self._grids:
             was_training = self.training
-            weight = self.projection.weight
-            black = torch.zeros(1, self.config.num_channels, *size, device=weight.device, dtype=weight.dtype)
+            device = next(self.parameters()).device
+            black = torch.zeros(1, self.config.num_channels, *size, device=device)
             rows, columns = self.eval()._encode(black)[0].shape[2:]
             self.train(was_training)
             self._grids[size] = rows, columns
@@ -168,7 +168,7 @@ class CMFAHImageEncoder(nn.Module):
             region_features = self.extract_regions(pixel_values)
         elif region_features is None or pixel_values is not None:
             raise ValueError("Give the image tower either pixel_values or region_features.")
-        regions_BRC, pooled_BE = region_features.to(self.projection.weight.dtype), None
+        regions_BRC, pooled_BE = region_features.to(input_dtype(self.projection)), None
         if self.pooled_dim is not None:
             regions_BRC, pooled_BE = without_vector(regions_BRC, self.channels, self.pooled_dim)
         if regions_BRC.shape[-1] != self.channels:

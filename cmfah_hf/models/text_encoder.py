@@ -20,7 +20,7 @@ from .adapters import add_adapters, train_adapters_only
 from .configuration_cmfah import CMFAHConfig
 from .configuration_files import UNFIT
 from .dual_encoder import CMFAHDualTextEncoder
-from .encoder_output import Embedded, with_vector, without_vector
+from .encoder_output import Embedded, input_dtype, with_vector, without_vector
 from .model_files import ModelFileError
 from .remote_code import is_remote, remote_class
 
@@ -104,7 +104,7 @@ class CMFAHTextEncoder(nn.Module):
         self, token_features: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """As `_hidden`, of what `extract_tokens` returned."""
-        hidden_BWH, pooled_BE = token_features.to(self.projection.weight.dtype), None
+        hidden_BWH, pooled_BE = token_features.to(input_dtype(self.projection)), None
         if self.pooled_dim is not None:
             hidden_BWH, pooled_BE = without_vector(hidden_BWH, self.channels, self.pooled_dim)
         if hidden_BWH.shape[-1] != self.channels:
@@ -130,7 +130,7 @@ class CMFAHTextEncoder(nn.Module):
         return self._encode(input_ids, embeds_BWE, mask_BW), mask_BW, None
 
     def _embed(self, hidden_BWH: torch.Tensor, mask_BW: torch.Tensor, pooled_BE: torch.Tensor | None) -> Embedded:
-        tokens_BWD = self.projection(self.dropout(hidden_BWH)) * mask_BW[..., None].to(self.projection.weight.dtype)
+        tokens_BWD = self.projection(self.dropout(hidden_BWH)) * mask_BW[..., None].to(input_dtype(self.projection))
         return Embedded(tokens_BWD, mask_BW, pooled_BE)
 
     def _encode(self, input_ids: torch.Tensor | None, embeds_BWE: torch.Tensor, mask_BW: torch.Tensor) -> torch.Tensor:
@@ -215,7 +215,7 @@ class CMFAHTextBackbone(CMFAHPretrainedText):
                 output = self.backbone(input_ids=input_ids, attention_mask=attended_BW.long())
             else:
                 output = self.backbone(inputs_embeds=embeds_BWE, attention_mask=attended_BW.long())
-        return output.last_hidden_state.to(self.projection.weight.dtype)
+        return output.last_hidden_state.to(input_dtype(self.projection))
 
 
 class CMFAHDualText(CMFAHPretrainedText):
@@ -248,7 +248,7 @@ class CMFAHDualText(CMFAHPretrainedText):
         attended_BW = mask_BW | ~mask_BW.any(dim=1, keepdim=True)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_text_backbone):
             hidden_BWC, pooled_BE = self.backbone(input_ids, attended_BW)
-        dtype = self.projection.weight.dtype
+        dtype = input_dtype(self.projection)
         return hidden_BWC.to(dtype), mask_BW, pooled_BE.to(dtype)
 
 

@@ -94,6 +94,7 @@ CASES = [
     pytest.param(model, backend, id=f"{model}-{backend}", marks=() if (model, backend) in QUICK else pytest.mark.slow)
     for model in WHOLE
     for backend in BACKENDS
+    if (model, backend) != ("siglip2", "quantize_dynamic")  # transformers' code reads the weights' type of such a layer
 ]
 OTHERS = [name for name in CONFIGURATIONS if name not in WHOLE]
 
