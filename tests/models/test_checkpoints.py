@@ -339,12 +339,14 @@ def test_saved_code_is_that_of_the_models_only(model_folder):
     files = {path.name for path in model_folder.glob("*.py")}
     assert files == {
         "adapters.py",
+        "codes.py",
         "configuration_cmfah.py",
         "configuration_files.py",
         "dual_encoder.py",
         "encoder_output.py",
         "fused_cmfah.py",
         "image_encoder.py",
+        "image_inputs.py",
         "lstm_cmfah.py",
         "model_files.py",
         "modeling_cmfah.py",
@@ -355,6 +357,7 @@ def test_saved_code_is_that_of_the_models_only(model_folder):
         "remote_code.py",
         "safe_weights.py",
         "sentence_files.py",
+        "sentence_module.py",
         "text_encoder.py",
     }
     for name in files:
