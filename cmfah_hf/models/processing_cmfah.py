@@ -56,7 +56,7 @@ def backbone_normalization(config: CMFAHConfig) -> tuple[Sequence[float], Sequen
     return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
-class CMFAHProcessor(TextReader, ProcessorMixin):
+class CMFAHProcessor(ProcessorMixin, TextReader):
     r"""
     Prepares images with an image processor of `transformers`, and texts with the tokenizer of the text encoder.
 
