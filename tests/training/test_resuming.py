@@ -195,9 +195,19 @@ def kill_between_rename_and_removal():
     checkpoints._put_aside = renamed
 
 
+def kill_while_the_second_is_flushed():
+    flush_folder = checkpoints.flush_folder
+
+    def flushed(folder):
+        flush_folder(folder)  # the last step of the first one
+        kill_at(10, checkpoints, "flush")
+
+    checkpoints.flush_folder = flushed
+
+
 MOMENTS = {
     "while it is written": lambda: kill_at(2, CMFAHTrainer, "_save_rng_state"),
-    "while it is flushed": lambda: kill_at(45, checkpoints, "flush"),  # of the second one: each has some 30 files
+    "while it is flushed": kill_while_the_second_is_flushed,
     "while an older one is removed": kill_between_rename_and_removal,
 }
 
