@@ -157,6 +157,11 @@ def _full(name: str) -> str:
 class _Loader(yaml.SafeLoader):
     """PyYAML's loader of plain values, which checks a document before it builds any value."""
 
+    def fetch_flow_collection_start(self, token_class: Any) -> None:
+        if self.flow_level >= MOST_DEPTH:  # each token costs time for every open bracket
+            raise _DocumentError(f": line {self.line + 1} is nested more than {MOST_DEPTH} deep; write it flat.")
+        super().fetch_flow_collection_start(token_class)
+
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
         if node is not None:

@@ -48,7 +48,8 @@ def test_valid_json():
     [
         ("a: 1\nb: 2\na: 3", "line 3 gives 'a', as line 1"),
         ("x:\n  a: 1\n  a: 1", "line 3"),
-        ("[" * 3000, "nested too deep"),
+        ("[" * 3000, "nested more than 100 deep"),
+        ("- " * 3000, "nested too deep"),
         ("[" * 150 + "]" * 150, "nested"),
         (BOMB, "more than 100,000 values"),
         ("a: &a [*a]", "contains itself"),
@@ -66,7 +67,7 @@ def test_invalid_yaml_is_refused_in_one_line(text, named):
         parse_yaml(text, "run.yaml")
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500
-    assert time.process_time() - start < 5
+    assert time.process_time() - start < 0.5  # PyYAML looks at all open brackets at each further one
 
 
 def test_valid_yaml():
