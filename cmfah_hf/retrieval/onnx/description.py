@@ -94,5 +94,5 @@ def _digest_of(processor: CMFAHProcessor) -> str:
     """The digest of a tokenizer as it is read from its files."""
     with tempfile.TemporaryDirectory() as folder:
         processor.tokenizer.save_pretrained(folder)
-        files = (Path(folder, name) for name in ("tokenizer.json", "tokenizer_config.json"))
-        return saved_tokenizer(*files, processor.word_level).digest
+        tokenizer, config = Path(folder, "tokenizer.json"), Path(folder, "tokenizer_config.json")
+        return saved_tokenizer(tokenizer, config, processor.word_level).digest
