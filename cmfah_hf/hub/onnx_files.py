@@ -43,7 +43,7 @@ def onnx_files(folder: Path, stage: Path) -> dict[str, Path]:
 def _made(folder: Path, stage: Path) -> dict[str, Path]:
     from cmfah_hf.retrieval.onnx.export import export_onnx  # with torch's exporter, which takes long to import
 
-    work = stage / f".{FOLDER_NAME}"  # of files that the export puts beside its own, those of the push count
+    work = stage / f".{FOLDER_NAME}"  # the export also copies tokenizer and settings, which the push writes itself
     made = export_onnx(folder, work)
     target = stage / FOLDER_NAME
     made.folder.rename(target)

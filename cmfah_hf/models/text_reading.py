@@ -1,4 +1,4 @@
-"""How a model reads texts: their words, which of them it knows, and similar words that it reads instead.
+"""Reading of texts by a model: words, known words, and similar words in place of unknown ones.
 
 Without `transformers`, so that a search can do without it too.
 """

@@ -61,7 +61,7 @@ class ImageTextEncoder(ABC):
     @property
     @abstractmethod
     def reader(self) -> TextReader:
-        """How the model reads texts: their words, and which of them it knows."""
+        """The reader of texts: their words, and the known ones among them."""
 
     @property
     @abstractmethod

@@ -13,7 +13,7 @@ _FILE = "An image file (JPEG, PNG, WEBP, GIF or BMP) as base64. It cannot be a p
 
 
 class _SearchOptions(Request):
-    """What both searches have."""
+    """Fields of both searches."""
 
     k: int = Field(10, ge=1, description="The number of answers.")
     where: list[str] = Field([], description="Conditions on the columns of index_info, such as 'year=2024'.")

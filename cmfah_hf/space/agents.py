@@ -199,7 +199,7 @@ async def _turn(turns: asyncio.Semaphore) -> AsyncIterator[None]:
 
 
 def _introduction(params: dict[str, Any]) -> dict[str, Any]:
-    """What a client says of itself, without what it can do, which is not asked for here."""
+    """Parameters of `initialize`: name and version of the client, without its capabilities, which are not used."""
     client = params.get("clientInfo")
     client = client if isinstance(client, dict) else {}
     told = {key: str(client.get(key) or "unknown")[:_LONGEST_NAME] for key in ("name", "version")}

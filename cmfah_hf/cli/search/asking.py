@@ -38,7 +38,7 @@ class Question:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How the model of this machine is loaded, as `CrossMediaRetriever.from_pretrained` takes it."""
+    """Keyword arguments of `CrossMediaRetriever.from_pretrained` for loading the model on this machine."""
 
     any_model: bool = False
     trust_remote_code: bool = False

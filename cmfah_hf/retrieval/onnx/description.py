@@ -42,7 +42,7 @@ def described(encoder: TorchEncoder, folder: Path, precisions: Sequence[str], op
 
 
 def image_settings(processor: CMFAHProcessor) -> ImageSettings:
-    """How a processor makes `pixel_values`.
+    """The settings of a processor for `pixel_values`.
 
     Raises:
         CheckpointError: If it has a step that these settings do not have.
@@ -73,7 +73,7 @@ def image_settings(processor: CMFAHProcessor) -> ImageSettings:
 
 
 def text_settings(processor: CMFAHProcessor) -> TextSettings:
-    """How a processor makes `input_ids` and `attention_mask`."""
+    """The settings of a processor for `input_ids` and `attention_mask`."""
     tokenizer = processor.tokenizer
     limited = not processor.word_level and tokenizer.model_max_length < _NO_LIMIT
     return TextSettings(

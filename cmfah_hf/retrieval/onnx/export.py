@@ -40,7 +40,7 @@ _OWN_FILES = r"(vision|text)_model(_fp16|_int8)?\.onnx|cmfah\.json"
 
 @dataclass(frozen=True)
 class OnnxExport:
-    """What `export_onnx` wrote.
+    """The result of `export_onnx`.
 
     Attributes:
         folder: The folder of the files.

@@ -35,7 +35,7 @@ _PADDINGS = ("longest", "max_length")
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How images become `pixel_values`: as RGB, resized, cropped, rescaled, normalized, in this order.
+    """Image preprocessing for `pixel_values`: RGB, resized, cropped, rescaled, normalized, in this order.
 
     Attributes:
         processor: The class of `transformers` that prepares images in PyTorch.
@@ -68,7 +68,7 @@ class ImageSettings:
 
 @dataclass(frozen=True)
 class TextSettings:
-    """How texts become `input_ids` and `attention_mask`.
+    """Text preprocessing for `input_ids` and `attention_mask`.
 
     Attributes:
         word_level: Whether the tokenizer splits a text into the words of a table. Otherwise it is an encoder's own.

@@ -82,7 +82,7 @@ class NumpyPixels:
 
 
 def _normalization(settings: ImageSettings, by_pillow: bool) -> tuple[np.ndarray, np.ndarray]:
-    """What is subtracted from the colors, and what they are divided by, `(3, 1, 1)` float32 each.
+    """Mean and standard deviation of the colors, `(3, 1, 1)` float32 each.
 
     A processor of torchvision multiplies both by the inverse of the rescaling, instead of rescaling the image.
     """

@@ -36,7 +36,7 @@ _TOP_LEVEL = frozenset({".nojekyll", "README.md", "data", "index.html", "model",
 
 @dataclass(frozen=True)
 class ExportedPage:
-    """What `export_page` wrote.
+    """The result of `export_page`.
 
     Attributes:
         folder: The folder.

@@ -1,4 +1,4 @@
-"""What the static page needs to read texts as the model does: words and word graph, or an encoder's own tokenizer.
+"""Text data of the static page: vocabulary and word graph of the model, or an encoder's own tokenizer.
 
 Shapes: V words of the graph.
 """
@@ -57,7 +57,7 @@ def text_files(retriever: CrossMediaRetriever, source: str) -> dict[str, bytes]:
 
 
 def _folding() -> dict[str, str]:
-    """What each Arabic and Hebrew character is read as, if it is not itself."""
+    """The replacement of each Arabic and Hebrew character that is folded."""
     folded = {chr(code): fold(chr(code)) for code in _FOLDED}
     return {letter: read for letter, read in folded.items() if read != letter}
 
