@@ -22,6 +22,9 @@ _METRICS = {
     "precision": "Precision, expected over the orders of ties",
     "recall": "Share of queries with a correct item, expected over the orders of ties",
     "ndcg": "nDCG, expected over the orders of ties",
+    "ece": "Expected calibration error",
+    "probable_precision": "Precision of the answers with a probability of .5 or more",
+    "probable_recall": "Recall of the answers with a probability of .5 or more",
     "median_rank": "Median of the expected rank of the first correct item",
 }
 

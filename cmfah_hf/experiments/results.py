@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 RUNS_NAME = "runs"
 RECORD_NAME = "experiment.json"
 RESULTS_NAME = "results.parquet"
+# `precision` and `recall` are those of a ranking's first answers, these are those of answers with a probability of .5.
+_CALIBRATION_METRICS = {"precision": "probable_precision", "recall": "probable_recall"}
+_CALIBRATION_METRICS |= {name: name for name in ("ece", "ece@10")}
 _LIBRARIES = ("torch", "transformers", "datasets", "numpy", "scikit-learn")
 
 
@@ -38,7 +41,8 @@ class Result:
         encoding: `"single"`, or `"paired"` for items encoded with their partners.
         ranking: `"hamming"`, `"aqd"`, `"cosine"` (of real values), `"random"` or `"constant"`.
         direction: `"i2t"`, `"t2i"`, or `"mean"` of both.
-        metric: For example `"map"` or `"precision@10"`.
+        metric: For example `"map"` or `"precision@10"`; of the probabilities of answers `"ece"`, `"ece@10"`,
+            `"probable_precision"` and `"probable_recall"` (docs/evaluation.md, Calibration).
         value: The figure.
         seconds: The duration of reading the data and training, without the evaluation on the queries; of an
             interrupted run, since its last start.
@@ -98,6 +102,17 @@ def figures_of_queries(
         elif len(parts) == 2:  # equal in both directions
             rows += [_row(parts[0], direction, parts[1], value) for direction in ("i2t", "t2i", "mean")]
     return [{"split": split, "database": database, "encoding": encoding, **row} for row in rows]
+
+
+def figures_of_calibration(measured: Mapping[str, Mapping[str, Any]], database: str) -> list[dict[str, Any]]:
+    """The figures of `measure_calibration` as rows, with the mean of both directions across the media."""
+    figures = {
+        f"{name}/{_CALIBRATION_METRICS[metric]}": float(value)
+        for name, own in measured.items()
+        for metric, value in own.items()
+        if metric in _CALIBRATION_METRICS
+    }
+    return figures_of_queries(figures, database)
 
 
 def figures_of_validation(log: Mapping[str, float], database: str, ranking: str = "hamming") -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from cmfah_hf.experiments.grid import Grid, GridRun
 from cmfah_hf.experiments.memory import PeakMemory
 from cmfah_hf.experiments.results import (
     RUNS_NAME,
+    figures_of_calibration,
     figures_of_queries,
     figures_of_validation,
     read_record,
@@ -165,6 +166,9 @@ def _figures(run: GridRun, parsed: Run, folder: Path, metrics: dict[str, Any]) -
     figures += figures_of_queries(metrics["query"], run.protocol)
     if "query_seen" in metrics:
         figures += figures_of_queries(metrics["query_seen"], "seen")
+    # Against items that the model was not trained on, by either protocol, and against the training pairs.
+    figures += figures_of_calibration(metrics.get("calibration", {}), "unseen")
+    figures += figures_of_calibration(metrics.get("calibration_seen", {}), "seen")
     for encoding in ("pair", "learnt"):  # a shallow method's own codes of the database
         figures += figures_of_queries(metrics.get(f"query_{encoding}", {}), run.protocol, encoding)
     if "paired" in run.encodings and run.protocol == "seen":

@@ -180,6 +180,22 @@ def test_codes_of_a_shallow_method_for_its_database_are_figures_of_their_own(wri
     ]
 
 
+def test_errors_of_probabilities_are_figures(write_grid, tmp_path):
+    (run, *_) = read_grid(write_grid()).runs
+    (tmp_path / "trainer_state.json").write_text('{"log_history": []}', encoding="utf-8")
+    errors = {"ece": 0.02, "ece@10": 0.04, "precision": 0.75, "recall": 0.5, "share": 0.2, "queries": 9, "bins": []}
+    measured = {"aqd/i2t": errors, "aqd/t2i": {**errors, "ece": 0.04}, "aqd/t2t": errors}
+    found = {"query": {}, "calibration": measured, "calibration_seen": {"hamming/i2t": {"ece": 0.3}}}
+    figures = running._figures(run, parse_run(run.config, run.arguments()), tmp_path, found)
+    of = {tuple(one[name] for name in ("database", "ranking", "direction", "metric")): one["value"] for one in figures}
+    assert of["unseen", "aqd", "i2t", "ece"] == 0.02
+    assert of["unseen", "aqd", "mean", "ece"] == pytest.approx(0.03)
+    assert of["unseen", "aqd", "t2t", "probable_precision"] == 0.75
+    assert of["unseen", "aqd", "t2i", "probable_recall"] == 0.5
+    assert of["seen", "hamming", "i2t", "ece"] == 0.3
+    assert len(of) == len(figures) == 4 * 4 + 1  # with the mean of the directions across the media
+
+
 @pytest.mark.slow
 def test_several_processes_and_both_protocols(write_grid, tmp_path, environment, monkeypatch):
     methods = {

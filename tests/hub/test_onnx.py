@@ -2,69 +2,21 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from pages.blocks import ROOT, blocks
+from hub.loading import BY_PACKAGE_AND_ONNX, BY_TRANSFORMERS, by_onnx_runtime, codes_by, differing_bits
+from pages.blocks import ROOT
 
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.retrieval import CrossMediaRetriever
 
 FILES = {"onnx/cmfah.json", "onnx/text_model.onnx", "onnx/vision_model.onnx"}
-# Nothing of these can be imported; then codes of images and texts are made and saved.
-BLOCKED = """
-import sys
-for name in BLOCKED:
-    sys.modules[name] = None
-import json, pathlib
-import numpy as np
-own_images, own_texts, target = json.loads(sys.argv[1])
-"""
-SAVING = "\nnp.savez(target, images=image_codes, texts=text_codes)\n"
-BY_TRANSFORMERS = """
-import torch
-from PIL import Image
-from transformers import AutoModel, AutoProcessor
-model = AutoModel.from_pretrained("org/model", trust_remote_code=True)
-processor = AutoProcessor.from_pretrained("org/model", trust_remote_code=True)
-with torch.inference_mode():
-    inputs = processor(images=[Image.open(path) for path in own_images], return_tensors="pt")
-    image_codes = model.get_image_hash(inputs["pixel_values"]).numpy()
-    inputs = processor(text=own_texts, return_tensors="pt")
-    text_codes = model.get_text_hash(inputs["input_ids"], inputs["attention_mask"]).numpy()
-"""
-BY_PACKAGE = """
-from cmfah_hf.retrieval import CrossMediaRetriever
-retriever = CrossMediaRetriever.from_pretrained("org/model", backend="onnx")
-image_codes, text_codes = retriever.encode_images(own_images), retriever.encode_texts(own_texts)
-"""
-
-
-def onnx_alone() -> str:
-    """The script of the page, up to its examples."""
-    (script,) = (
-        block.text for block in blocks(ROOT / "docs" / "hub.md") if "onnxruntime.InferenceSession" in block.text
-    )
-    return script.partition("\ndiffering")[0].replace("owner/name", "org/model")
 
 
 @pytest.fixture
 def environment(hub, tmp_path):
     return hub.environment(tmp_path / "home", "hf_writer") | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-
-
-def codes(script, environment, folder, blocked, images, texts):
-    """The codes that a script makes of images and texts, in a new process in a folder."""
-    target = folder / "codes.npz"
-    whole = BLOCKED.replace("BLOCKED", repr(blocked)) + script + SAVING
-    arguments = json.dumps([list(map(str, images)), texts, str(target)])
-    command = [sys.executable, "-c", whole, arguments]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return dict(np.load(target))
 
 
 @pytest.mark.slow
@@ -80,23 +32,16 @@ def test_a_pushed_model_has_the_same_bits_whatever_is_installed(
     wanted = {"images": retriever.encode_images(images), "texts": retriever.encode_texts(texts)}
     expanded = retriever.expand(texts)  # which the others do not do
     without = ["torch", "transformers", "datasets"]
-    alone = onnx_alone() + (
-        "\nimage_codes = np.concatenate([encode_image(path) for path in own_images])"
-        "\ntext_codes = np.concatenate([encode_text(text) for text in own_texts])"
-    )
-    found = {
-        "the package by ONNX": codes(BY_PACKAGE, environment, tmp_path, without, images, texts),
-        "transformers": codes(BY_TRANSFORMERS, environment, tmp_path, ["cmfah_hf", "onnxruntime"], images, expanded),
-        "ONNX Runtime": codes(alone, environment, tmp_path, [*without, "cmfah_hf"], images, expanded),
+    ways = {
+        "the package by ONNX": (BY_PACKAGE_AND_ONNX, without, texts),
+        "transformers": (BY_TRANSFORMERS, ["cmfah_hf", "onnxruntime"], expanded),
+        "ONNX Runtime": (by_onnx_runtime(), [*without, "cmfah_hf"], expanded),
     }
-    for way, own in found.items():
+    for way, (script, blocked, read) in ways.items():
+        found = codes_by(script, environment, tmp_path, images, read, blocked)
         for side, expected in wanted.items():
             # Pillow resizes otherwise than PyTorch by one level of few pixels, where codes are not this package's.
-            near = 1e-2 if (way, side) == ("ONNX Runtime", "images") else 1e-4
-            assert own[side].shape == expected.shape
-            differs = (own[side] >= 0) != (expected >= 0)
-            assert not (differs & (np.abs(expected) >= near)).any(), (way, side)
-            np.testing.assert_allclose(own[side], expected, atol=near)
+            differing_bits(found[side], expected, 1e-2 if (way, side) == ("ONNX Runtime", "images") else 1e-4)
 
 
 def test_pushed_files_and_those_that_a_search_downloads(push_run, hub, exported, here):

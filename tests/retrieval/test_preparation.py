@@ -2,12 +2,13 @@
 
 import threading
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from cmfah_hf.errors import ImageError, QueryError
-from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex, ImageOptions
+from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex, ImageOptions, torch_encoder
 from cmfah_hf.retrieval.preparation import ImagePreparation
 from cmfah_hf.retrieval.torch_encoder import TorchPixels
 
@@ -133,6 +134,29 @@ def test_workers_compute_in_one_thread_and_change_no_setting(retriever):
         assert (seen, torch.get_num_threads()) == ({1}, 3)
     finally:
         torch.set_num_threads(former)
+
+
+def test_large_batches_are_encoded_in_parts_with_the_same_codes(retriever, monkeypatch):
+    pixels = torch.rand(10, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    whole, former, used = retriever.encode_pixels(pixels), torch.get_num_threads(), []
+    monkeypatch.setattr(torch_encoder, "_LEAST_PART", pixels[:3].numel())
+    hashed = retriever.model.get_image_hash
+
+    def noted(part):
+        used.append((len(part), torch.get_num_threads(), torch.is_inference_mode_enabled()))
+        return hashed(part)
+
+    monkeypatch.setattr(retriever.model, "get_image_hash", noted)
+    for threads, parts in [(1, [(10, 1)]), (2, [(5, 1)] * 2), (6, [(3, 2), (3, 2), (4, 2)])]:
+        used.clear()
+        torch.set_num_threads(threads)
+        try:
+            found = retriever.encode_pixels(pixels)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(former)
+        np.testing.assert_allclose(found, whole, atol=1e-6)
+        assert sorted(used) == [(*part, True) for part in parts]
 
 
 def test_options_are_checked(retriever):
