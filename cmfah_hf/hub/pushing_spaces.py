@@ -10,11 +10,12 @@ from cmfah_hf.errors import HubError
 from cmfah_hf.hub.finished_run import WORDS, is_repo_id, read_run
 from cmfah_hf.hub.model_folder import write_metrics, write_model
 from cmfah_hf.hub.publishing import Published, check_target, publish, staging
-from cmfah_hf.space.files import is_space_file, space_files
+from cmfah_hf.space.files import is_space_file, model_requirements, space_files
 from cmfah_hf.space.settings import SCENES, SETTINGS_NAME, SpaceSettings, bundled_space
 
 # Files of a Space that may be edited independently of the rest.
-_MAY_STAY = ("app.py", "requirements.txt")
+_REQUIREMENTS_NAME = "requirements.txt"
+_MAY_STAY = ("app.py", _REQUIREMENTS_NAME)
 # The tag by which the Hub finds Spaces for agents, in the card.
 _TAGS, _AGENTS_TAG = "\ntags:\n", "  - mcp-server\n"
 
@@ -99,6 +100,10 @@ def push_space(
         if folder is not None and model is not None:
             folder = _write_model(folder, stage / "model")
         files = {**space_files(folder), SETTINGS_NAME: path}
+        if folder is not None and (further := model_requirements(folder)):
+            lines = files[_REQUIREMENTS_NAME].read_text(encoding="utf-8")
+            files[_REQUIREMENTS_NAME] = stage / _REQUIREMENTS_NAME
+            files[_REQUIREMENTS_NAME].write_text(lines + "".join(f"{line}\n" for line in further), encoding="utf-8")
         if settings.mcp:
             card = files[CARD_NAME].read_text(encoding="utf-8")
             files[CARD_NAME] = stage / CARD_NAME

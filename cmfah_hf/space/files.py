@@ -1,10 +1,12 @@
 """The files of a Space: app, package and model, by path in its repository."""
 
 import shutil
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from cmfah_hf.atomic import atomic_folder
-from cmfah_hf.documents import file_of
+from cmfah_hf.documents import file_of, read_json
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.space.settings import SETTINGS_NAME, bundled_space
 
@@ -60,6 +62,36 @@ def space_files(model: Path | None = None) -> dict[str, Path]:
     if model is not None:
         files |= {f"model/{name}": path for name, path in model_files(model).items()}
     return files
+
+
+def model_requirements(folder: Path) -> list[str]:
+    """The libraries that only some models need, as this one does, in the installed versions: lines of requirements.txt.
+
+    Raises:
+        CheckpointError: If a settings file of the model is missing or damaged.
+    """
+
+    def setting(file: str, *names: str) -> Any:
+        found: Any = read_json(folder / file, CheckpointError) if file_of(folder / file) else {}
+        for name in names:
+            found = found.get(name) if isinstance(found, dict) else None
+        return found
+
+    # The cutting of texts into words, by the processor and by the word graph.
+    cutting = {setting("processor_config.json", "word_rules", "segmenter"), setting("expander.json", "tokenizer")}
+    needed = {
+        "timm": setting("config.json", "backbone_config", "model_type") == "timm_backbone",
+        "icu4py": "icu" in cutting,
+        "rjieba": "chinese" in cutting,
+    }
+    return [_pinned(name) for name, is_needed in needed.items() if is_needed]
+
+
+def _pinned(library: str) -> str:
+    try:
+        return f"{library}=={version(library)}"
+    except PackageNotFoundError:  # on a machine that only pushes
+        return library
 
 
 def is_space_file(path: str) -> bool:

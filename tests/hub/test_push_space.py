@@ -1,9 +1,11 @@
 """`push_space` against the Hub on the loopback."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 
 import httpx
 import pytest
@@ -16,6 +18,7 @@ from cmfah_hf.cli import main
 from cmfah_hf.errors import CheckpointError, HubError
 from cmfah_hf.hub import push_space
 from cmfah_hf.space import SpaceSettings, space_files
+from cmfah_hf.space.files import model_requirements
 from cmfah_hf.space.settings import bundled_space
 
 
@@ -70,6 +73,30 @@ def test_another_model_replaces_only_the_previous_model(push_the_space, hub, tra
     files = hub.files("org/search", "space")
     assert json.loads(files["space.json"])["model"] == "org/my-model"
     assert not [name for name in files if name.startswith("model/")]
+
+
+def test_libraries_of_a_model_are_added_to_the_requirements(push_the_space, hub, trained, tmp_path):
+    plain = space_files()["requirements.txt"].read_bytes()
+    push_the_space(model=trained.folder, data="org/images")
+    assert hub.files("org/search", "space")["requirements.txt"] == plain
+    folder = tmp_path / "model"
+    shutil.copytree(trained.folder, folder)
+    path = folder / "processor_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**settings, "word_rules": {"segmenter": "icu", "fold_marks": False}}), encoding="utf-8")
+    push_the_space(model=folder, data="org/images")
+    further = f"icu4py=={version('icu4py')}\n".encode()
+    assert hub.files("org/search", "space")["requirements.txt"] == plain + further
+
+
+def test_libraries_that_only_some_models_need(tmp_path):
+    assert model_requirements(tmp_path) == []
+    (tmp_path / "config.json").write_text('{"backbone_config": {"model_type": "timm_backbone"}}')
+    (tmp_path / "expander.json").write_text('{"tokenizer": "chinese"}')
+    assert model_requirements(tmp_path) == [f"{name}=={version(name)}" for name in ("timm", "rjieba")]
+    (tmp_path / "config.json").write_text('{"backbone_config": null}')
+    (tmp_path / "expander.json").write_text('{"tokenizer": "icu"}')
+    assert model_requirements(tmp_path) == [f"icu4py=={version('icu4py')}"]
 
 
 def test_a_space_for_agents_has_the_setting_the_tag_and_the_library(push_the_space, hub):
