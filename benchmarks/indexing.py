@@ -69,7 +69,8 @@ def main() -> None:
         model = own.model or _save_model(Path(folder) / "model")
         found = {"rates": _rates(own, str(model), Path(folder))}
         if own.images:
-            found["whole"] = [_whole(own, str(model), Path(folder), own.images // part) for part in (10, 1)]
+            slower = min(found["rates"]["decode"], found["rates"]["encode"])
+            found["whole"] = [_whole(own, str(model), Path(folder), own.images // part, slower) for part in (10, 1)]
     if own.json:
         print(json.dumps(found))  # noqa: T201
         return
@@ -80,7 +81,7 @@ def main() -> None:
     table.add_row(*(f"{value:,.2f}" if value < 2 else f"{value:,.0f}" for value in found["rates"].values()))
     console.print(table)
     for row in found.get("whole", ()):
-        console.print(", ".join(f"{name.replace('_', ' ')} {value:,.1f}" for name, value in row.items()))
+        console.print(", ".join(f"{name.replace('_', ' ')} {value:,.2f}" for name, value in row.items()))
 
 
 def draw_photographs(folder: Path, count: int) -> None:
@@ -160,8 +161,9 @@ def _rates(own: argparse.Namespace, model: str, folder: Path) -> dict[str, float
     }
 
 
-def _whole(own: argparse.Namespace, model: str, folder: Path, count: int) -> dict[str, float]:
-    """Seconds and peak memory of `cmfah index` in new processes: first, and again without changes."""
+def _whole(own: argparse.Namespace, model: str, folder: Path, count: int, slower: float) -> dict[str, float]:
+    """Seconds and peak memory of `cmfah index` in new processes: first, and again without changes. The first one's
+    rate is compared with the slower of the two."""
     photographs, target = folder / f"photographs-{count}", folder / f"{count}.index"
     draw_photographs(photographs, count)
     command = [sys.executable, "-c", _PROGRAM, "index", model, str(photographs)]
@@ -173,6 +175,8 @@ def _whole(own: argparse.Namespace, model: str, folder: Path, count: int) -> dic
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found[f"{name}_seconds"] = time.perf_counter() - start
         found[f"{name}_peak_megabytes"] = int(done.stderr.split()[-1]) / 1e6
+    found["rate"] = count / found["first_seconds"]
+    found["of_the_slower"] = found["rate"] / slower
     shutil.rmtree(photographs)
     return found
 
