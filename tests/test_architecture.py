@@ -11,6 +11,7 @@ from pathlib import Path
 
 import networkx
 import pytest
+from transformers.dynamic_module_utils import get_imports
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cmfah_hf"
@@ -167,6 +168,17 @@ def test_models_import_only_their_siblings_and_only_relatively(path):
     for module, level in inner_imports(path):
         assert level == 1, f"{path.name} imports {module}, which is not saved with the model's files"
         assert (PACKAGE / "models" / f"{module.split('.')[-1]}.py").is_file(), module
+
+
+# What the code of models may import besides the standard library: what transformers and PyTorch bring.
+BROUGHT = {"PIL", "huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", "torchvision", "transformers"}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=lambda path: path.name)
+def test_code_that_is_saved_with_models_runs_where_only_transformers_is_installed(path):
+    """By the rule of transformers, which refuses to run code with any other import, unless it is in a `try`."""
+    needed = set(get_imports(path)) - set(sys.stdlib_module_names)
+    assert needed <= BROUGHT | ({"sentence_transformers"} if path.name == "sentence_module.py" else set())
 
 
 def test_dependencies_of_the_page_match_the_package_and_the_imports():

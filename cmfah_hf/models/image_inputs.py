@@ -42,7 +42,8 @@ def _file_of(source: str | Path) -> str | Path | BytesIO:
 
 
 def _download(url: str) -> bytes:
-    import httpx
+    # httpx or its successor: the one that `huggingface_hub` requires, and with it `transformers`.
+    from huggingface_hub.utils import httpx
 
     try:
         response = httpx.get(url, follow_redirects=True, timeout=_TIMEOUT)

@@ -64,7 +64,8 @@ def test_four_environments_give_the_same_bits(make_environment, push_run, hub, e
     )
     for name, (packages, absent) in ENVIRONMENTS.items():
         python = make_environment(name, packages)
-        own = hub.environment(tmp_path / name, "hf_writer")
+        own = hub.environment(tmp_path / f"home of {name}", "hf_writer")
+        own.pop("PYTHONPATH", None)
         code = "import importlib.util, sys; sys.exit(any(map(importlib.util.find_spec, sys.argv[1:])))"
         subprocess.run([python, "-c", code, *absent], env=own, cwd=tmp_path, check=True)
         read = texts if name == "the package" else expanded
