@@ -38,6 +38,10 @@ CONFIGURATIONS: dict[str, Callable[[], CMFAHConfig]] = {
     "cmfah-mean-bits": lambda: _of_words(image_pooling="mean", text_pooling="mean_max", bit_queries=True),
     "cmfah-mlp-none": lambda: _of_words(shared_mlp_size=24, attention="none"),
     "cmfah-vgg11": lambda: _of_words(backbone_config=None, backbone="vgg11", image_size=64),
+    # Its padding depends on the sizes of its inputs.
+    "cmfah-same-padding": lambda: _of_words(
+        backbone_config=None, backbone="tf_mobilenetv3_small_minimal_100", image_size=64
+    ),
     "cmfah-bert": lambda: _of_words(text_backbone_config=BertConfig(**_TEXT, max_position_embeddings=24)),
     "cmfah-roberta-dinov2": lambda: _of_words(
         backbone_config=Dinov2Config(**_VIT, image_size=32, patch_size=8),

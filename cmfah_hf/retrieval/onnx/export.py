@@ -90,12 +90,12 @@ def export_onnx(
     whole = cast(CMFAHModel, parts.model).float()  # weights may be saved in half precision
     encoder = TorchEncoder(whole, parts.processor, parts.expander, "cpu")
     encoder.know_files(parts.state, parts.fingerprint)
-    image_settings(parts.processor)  # refused before anything is computed
+    sides = image_settings(parts.processor).shape  # refused before anything is computed
     beside = _beside(source, Path(output or source), parts.kwargs)
     target = Path(output or source) / FOLDER_NAME
     comparisons: dict[str, Comparison] = {}
     with export_folder(target, overwrite, _OWN_FILES) as folder:
-        for tower in towers_of(encoder.model):
+        for tower in towers_of(encoder.model, sides):
             _write(tower, folder, wanted, opset, partial(_pixels, encoder.processor, images))
             for name, precision in ((file_name(tower.name, precision), precision) for precision in wanted):
                 comparisons[name] = compare(tower, folder / name, precision)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 OPSETS = range(18, 24)
 OPSET = 20
 # Names of the open sizes, by the number of the dimension.
-_SIZES = {"vision": {0: "batch", 2: "height", 3: "width"}, "text": {0: "batch", 1: "length"}}
+_SIZES = {"vision": {0: "batch"}, "text": {0: "batch", 1: "length"}}
 # A file of the format cannot be larger, and has no part for weights outside it.
 _MOST_BYTES = 2 * 10**9
 
@@ -54,16 +54,12 @@ def exported(tower: Tower) -> ExportedProgram:
         CheckpointError: If no program can be made of it; the error names the module.
     """
     inputs = tower.draw(3, 1)
-    for sizes in (tower.dynamic, tower.fallback):
-        try:
-            with torch.no_grad(), _quiet():
-                return torch.export.export(tower.module, inputs, dynamic_shapes=sizes, strict=False)
-        except Exception as error:  # any, from the code of any encoder
-            if sizes is not tower.fallback:
-                continue
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise CheckpointError(f"The {tower.name} tower cannot be exported by PyTorch ({reason}).") from error
-    raise AssertionError
+    try:
+        with torch.no_grad(), _quiet():
+            return torch.export.export(tower.module, inputs, dynamic_shapes=tower.dynamic, strict=False)
+    except Exception as error:  # any, from the code of any encoder
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"The {tower.name} tower cannot be exported by PyTorch ({reason}).") from error
 
 
 def onnx_program(tower: Tower, opset: int = OPSET) -> "ModelProto":

@@ -41,15 +41,13 @@ class Tower:
         name: `"vision"` or `"text"`.
         module: From the tensors of `INPUTS[name]` to continuous codes `(B, K)`, float32, of the unimodal view.
         draw: Random inputs, from the number of items and a seed; those of different seeds differ in their sizes.
-        dynamic: The sizes of each input that the module leaves open, by the number of the dimension.
-        fallback: The same, for a module whose other sizes are fixed.
+        dynamic: The sizes of each input that are left open, by the number of the dimension.
     """
 
     name: str
     module: nn.Module
     draw: Callable[[int, int], tuple[torch.Tensor, ...]]
     dynamic: dict[str, dict[int, Any]]
-    fallback: dict[str, dict[int, Any]]
 
     @property
     def output(self) -> str:
@@ -62,26 +60,34 @@ class Tower:
         return self.module(*inputs)
 
 
-def towers_of(model: CMFAHModel) -> list[Tower]:
-    """Both towers of a model, in evaluation mode."""
+def towers_of(model: CMFAHModel, sides: tuple[int, int] | None = None) -> list[Tower]:
+    """Both towers of a model, in evaluation mode.
+
+    Args:
+        model: The model.
+        sides: Height and width of the images, which a program cannot change: position embeddings belong to one size,
+            and the exporter takes minutes for what `tf_efficientnet_lite2` computes of open ones. None: those of its
+            configuration.
+    """
     config = model.config
-    # Position embeddings of patches belong to one size of images.
-    has_patches = config.dual_encoder_config is not None or hasattr(config.backbone_config, "patch_size")
-    sides = dict.fromkeys((0,) if has_patches else (0, 2, 3), Dim.DYNAMIC)
+    height, width = sides or (config.image_size, config.image_size)
     most = _most_tokens(config)
 
     def images(count: int, seed: int) -> tuple[torch.Tensor, ...]:
-        return (_images(count, config.image_size, torch.Generator().manual_seed(seed)),)
+        return (_images(count, height, width, torch.Generator().manual_seed(seed)),)
 
     def texts(count: int, seed: int) -> tuple[torch.Tensor, ...]:
         generator = torch.Generator().manual_seed(seed)
         return _texts(count, 1 + (4 + seed) % most, config.vocab_size, config.pad_token_id or 0, generator)
 
-    vision = {name: {0: Dim.DYNAMIC} for name in INPUTS["vision"]}
-    text = {name: dict.fromkeys((0, 1), Dim.DYNAMIC) for name in INPUTS["text"]}
     return [
-        Tower("vision", _ImageCodes(model).eval(), images, dict.fromkeys(INPUTS["vision"], sides), vision),
-        Tower("text", _TextCodes(model).eval(), texts, text, text),
+        Tower("vision", _ImageCodes(model).eval(), images, {name: {0: Dim.DYNAMIC} for name in INPUTS["vision"]}),
+        Tower(
+            "text",
+            _TextCodes(model).eval(),
+            texts,
+            {name: dict.fromkeys((0, 1), Dim.DYNAMIC) for name in INPUTS["text"]},
+        ),
     ]
 
 
@@ -92,11 +98,11 @@ def _most_tokens(config: CMFAHConfig) -> int:
     return min(12, max(positions - 2, 3)) if positions else 12  # some encoders begin to count at 2
 
 
-def _images(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
+def _images(count: int, height: int, width: int, generator: torch.Generator) -> torch.Tensor:
     """Blurred noise, which excites a tower more like images do than independent pixels."""
     coarse = torch.randn(count, 3, 8, 8, generator=generator)
-    blurred = nn.functional.interpolate(coarse, (size, size), mode="bilinear")
-    return blurred + 0.2 * torch.randn(count, 3, size, size, generator=generator)
+    blurred = nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+    return blurred + 0.2 * torch.randn(count, 3, height, width, generator=generator)
 
 
 def _texts(count: int, length: int, rows: int, pad: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
