@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("names", type=Path, help="folder of the unpacked names")
     parser.add_argument("drawings", type=Path, help="folder of the unpacked drawings")
     parser.add_argument("--languages", nargs="+", default=LANGUAGES)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--labels", nargs="*", default=["th"], help="languages of the models with class names")
     parser.add_argument("--output", type=Path, required=True, help="folder of data and models, and of figures.json")
     own = parser.parse_args()

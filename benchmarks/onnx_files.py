@@ -175,12 +175,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             named = {name: dict(zip(INPUTS[name], (x.numpy() for x in drawn[name]), strict=True)) for name in TOWERS}
             speeds(console, model, path, named, own)
             return
-        path = export_onnx(own.model, folder, PRECISIONS).folder
+        data = load_image_text(own.data)
+        # Of the same kind as the queries: the ranges of convolutions depend on the images.
+        images = None if own.data == "scenes" else data["train"][:96]["image"]
+        path = export_onnx(own.model, folder, PRECISIONS, images=images).folder
         parts = load_parts(own.model, {})
         encoder = TorchEncoder(parts.model, parts.processor, parts.expander, "cpu")  # type: ignore[arg-type]
-        data = load_image_text(own.data, split="query")
-        inputs = inputs_of(encoder, data)
-        quality(console, encoder.model, path, inputs, data["labels"])
+        queries = data["query"]
+        inputs = inputs_of(encoder, queries)
+        quality(console, encoder.model, path, inputs, queries["labels"])
         speeds(console, encoder.model, path, inputs, own)
 
 

@@ -139,7 +139,7 @@ def test_workers_compute_in_one_thread_and_change_no_setting(retriever):
 def test_large_batches_are_encoded_in_parts_with_the_same_codes(retriever, monkeypatch):
     pixels = torch.rand(10, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     whole, former, used = retriever.encode_pixels(pixels), torch.get_num_threads(), []
-    monkeypatch.setattr(torch_encoder, "_LEAST_PART", pixels[:3].numel())
+    monkeypatch.setattr(torch_encoder, "_PART", pixels[:3].numel())
     hashed = retriever.model.get_image_hash
 
     def noted(part):
@@ -147,16 +147,18 @@ def test_large_batches_are_encoded_in_parts_with_the_same_codes(retriever, monke
         return hashed(part)
 
     monkeypatch.setattr(retriever.model, "get_image_hash", noted)
-    for threads, parts in [(1, [(10, 1)]), (2, [(5, 1)] * 2), (6, [(3, 2), (3, 2), (4, 2)])]:
+    for threads, threads_each in [(1, 1), (2, 1), (7, 2)]:
         used.clear()
         torch.set_num_threads(threads)
         try:
             found = retriever.encode_pixels(pixels)
             assert torch.get_num_threads() == threads
+            assert sorted(used) == [(size, threads_each, True) for size in (3, 3, 4)]
+            retriever.encode_pixels(pixels[:5])  # too few for parts
+            assert used.pop() == (5, threads, True)
         finally:
             torch.set_num_threads(former)
         np.testing.assert_allclose(found, whole, atol=1e-6)
-        assert sorted(used) == [(*part, True) for part in parts]
 
 
 def test_options_are_checked(retriever):
