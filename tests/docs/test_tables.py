@@ -51,11 +51,11 @@ def test_results_are_small_and_name_their_source(file):
 def test_grids_run_the_shown_results(file):
     from cmfah_hf.experiments import read_grid
 
-    script = json.loads(file.read_text(encoding="utf-8")).get("script")
-    if script:  # a benchmark instead of a grid
+    document = json.loads(file.read_text(encoding="utf-8"))
+    if script := document.get("script"):  # a benchmark instead of a grid
         assert (write_tables.ROOT / script).is_file()
         return
-    grid = read_grid(write_tables.ROOT / "hub_configs" / "experiments" / f"{file.stem}.yaml")
+    grid = read_grid(write_tables.ROOT / "hub_configs" / "experiments" / f"{document.get('grid', file.stem)}.yaml")
     runs = {(run.data, run.method, run.variant) for run in grid.runs}
     figures = write_tables.read_figures(file.stem)
     assert {(figure["data"], figure["method"], figure["variant"]) for figure in figures} <= runs

@@ -153,7 +153,8 @@ def test_searches_go_on_during_an_update_and_changes_have_to_wait(retriever, pho
             assert go_on.wait(30)
         return original(self, *arguments)
 
-    with running(ServedRetriever(retriever, {"images": path}, [FolderRequest(photos)], batch_size=2)) as own:
+    served = ServedRetriever(retriever, {"images": path}, [FolderRequest(photos)], batch_size=2)
+    with running(served) as own:
         own.post("/add", {"ids": ["upload.png"]}, scenes[:1])
         monkeypatch.setattr(type(retriever), "encode_pixels", slow)
         answer = own.post("/sync", {"wait": 0})
@@ -164,7 +165,8 @@ def test_searches_go_on_during_an_update_and_changes_have_to_wait(retriever, pho
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert "are being updated" in refused.json()["detail"]
         assert own.post("/sync", {}).status_code == 422
-        threading.Timer(0.2, go_on.set).start()
+        # The batch is done only when the server has begun to stop.
+        threading.Thread(target=lambda: served._stopping.wait(30) and go_on.set(), daemon=True).start()
     # The server stopped meanwhile; what was encoded is there.
     assert set(HashIndex.load(path).ids) == {"upload.png", "0.jpg", "1.jpg"}
 

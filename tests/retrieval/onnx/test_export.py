@@ -120,7 +120,7 @@ class _Lacking(nn.Module):
 
 def test_an_operator_that_onnx_lacks_is_named_with_its_module():
     sizes = {"pixel_values": {0: Dim.DYNAMIC}}
-    tower = Tower("vision", _Lacking(), lambda count, seed: (torch.rand(count, 3, 4, 4),), sizes, sizes)
+    tower = Tower("vision", _Lacking(), lambda count, seed: (torch.rand(count, 3, 4, 4),), sizes)
     with pytest.raises(CheckpointError) as caught:
         onnx_program(tower)
     message = str(caught.value)
