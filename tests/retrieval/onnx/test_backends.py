@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -125,6 +126,21 @@ def test_every_other_encoder_is_exported(name, tmp_path):
     for tower in towers_of(exported_model(name)):
         result = comparison(tower, by_export(tower, tmp_path))
         assert (result.clearly, result.largest < NEAR_ZERO) == (0, True), (tower.name, result)
+
+
+@pytest.mark.slow
+def test_convolutions_stay_in_float32_where_8_bits_would_change_the_codes(tmp_path, monkeypatch, caplog):
+    (vision, _), found = towers_of(exported_model("cmfah")), {}
+    program, pixels = onnx_program(vision), [vision.draw(4, seed)[0].numpy() for seed in range(6)]
+    for most in (1.0, -1.0):
+        monkeypatch.setattr("cmfah_hf.retrieval.onnx.quantization._MOST_CHANGED", most)
+        write_int8(program, tmp_path / "vision_model_int8.onnx", vision, pixels)
+        nodes = onnx.load(tmp_path / "vision_model_int8.onnx").graph.node
+        made = {output: node.op_type for node in nodes for output in node.output}
+        found[most] = {made.get(node.input[0]) == "DequantizeLinear" for node in nodes if node.op_type == "Conv"}
+    assert found == {1.0: {True}, -1.0: {False}}
+    (record,) = (one for one in caplog.records if one.name == "cmfah_hf.retrieval.onnx.quantization")
+    assert "vision_model_int8.onnx: convolutions stay in float32; with 8 bits, " in record.getMessage()
 
 
 def test_random_inputs_differ_in_length_and_the_last_text_is_empty():
