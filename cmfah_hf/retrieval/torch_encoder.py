@@ -23,10 +23,9 @@ from cmfah_hf.retrieval.image_options import ImageOptions
 from cmfah_hf.retrieval.items import batches_of
 from cmfah_hf.retrieval.preparation import ImagePreparation, Size
 
-# On a CPU, a batch is encoded in parts of so many values of pixels, six images of 224 x 224. In larger ones, operations
-# take memory from the system and give it back each time: an EfficientNet-Lite2 encodes 16 images per second in parts
-# of 4, and 8 in batches of 32. Threads with parts wait for each other once, not at every operation: that is faster, and
-# more so while other threads decode images on the same processors.
+# On a CPU, a batch is encoded in parts of so many values of pixels, six images of 224 x 224: an EfficientNet-Lite2
+# encodes 16 images per second in parts of 4, and 8 in batches of 32. Threads with parts wait for each other once, not
+# at every operation: that is faster, and more so while other threads decode images on the same processors.
 _PART = 1_000_000
 
 

@@ -56,6 +56,12 @@ def by_onnx_runtime() -> str:
     )
 
 
+def inputs_of(scenes: Path) -> tuple[list[Path], list[str]]:
+    """All images of a folder of scenes, and the texts of its training pairs."""
+    lines = (scenes / "train" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    return sorted(scenes.rglob("*.png")), [json.loads(line)["text"] for line in lines]
+
+
 def codes_by(
     script: str,
     environment: Mapping[str, str],

@@ -3,7 +3,6 @@
 Runs if CMFAH_ENVIRONMENTS names a folder for them (some 10 GB). They are made with uv, from a package index.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -12,7 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hub.loading import BY_PACKAGE, BY_SENTENCE_TRANSFORMERS, BY_TRANSFORMERS, by_onnx_runtime, codes_by, differing_bits
+from hub.loading import (
+    BY_PACKAGE,
+    BY_SENTENCE_TRANSFORMERS,
+    BY_TRANSFORMERS,
+    by_onnx_runtime,
+    codes_by,
+    differing_bits,
+    inputs_of,
+)
 from pages.blocks import ROOT
 
 from cmfah_hf.retrieval import CrossMediaRetriever
@@ -53,9 +60,7 @@ def make_environment():
 @pytest.mark.timeout(3600)
 def test_four_environments_give_the_same_bits(make_environment, push_run, hub, exported, trained, tmp_path):
     push_run(exported, onnx=True)
-    images = sorted(trained.scenes.rglob("*.png"))
-    lines = (trained.scenes / "train" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = [json.loads(line)["text"] for line in lines]
+    images, texts = inputs_of(trained.scenes)
     retriever = CrossMediaRetriever.from_pretrained("org/model", device="cpu")
     wanted = {"images": retriever.encode_images(images), "texts": retriever.encode_texts(texts)}
     expanded = retriever.expand(texts)  # which only the package does

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hub.loading import BY_PACKAGE_AND_ONNX, BY_TRANSFORMERS, by_onnx_runtime, codes_by, differing_bits
+from hub.loading import BY_PACKAGE_AND_ONNX, BY_TRANSFORMERS, by_onnx_runtime, codes_by, differing_bits, inputs_of
 from pages.blocks import ROOT
 
 from cmfah_hf.errors import CheckpointError
@@ -25,9 +25,7 @@ def test_a_pushed_model_has_the_same_bits_whatever_is_installed(
 ):
     """PyTorch and ONNX Runtime by this package, transformers alone, and ONNX Runtime alone."""
     push_run(exported, onnx=True)
-    images = sorted(trained.scenes.rglob("*.png"))
-    lines = (trained.scenes / "train" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = [json.loads(line)["text"] for line in lines]
+    images, texts = inputs_of(trained.scenes)
     retriever = CrossMediaRetriever.from_pretrained("org/model", device="cpu")
     wanted = {"images": retriever.encode_images(images), "texts": retriever.encode_texts(texts)}
     expanded = retriever.expand(texts)  # which the others do not do

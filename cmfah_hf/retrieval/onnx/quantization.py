@@ -13,7 +13,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -67,7 +67,9 @@ def write_int8(program: "ModelProto", path: Path, tower: Tower, pixels: Iterable
         has_convolutions = any(node.op_type == "Conv" for node in program.graph.node)
         if has_convolutions:
             inputs = list(_calibration(tower, pixels))
-            held_out, reader = inputs[::3], cast(Any, _Reader(iter([*inputs[1::3], *inputs[2::3]] or inputs)))
+            held_out = inputs[::3]
+            rest = [*inputs[1::3], *inputs[2::3]] or inputs  # a single batch serves for both
+            reader: Any = _Reader(iter(rest))
             quantize_static(
                 plain, convolutions, reader, quant_format=QuantFormat.QDQ, op_types_to_quantize=["Conv"],
                 per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
