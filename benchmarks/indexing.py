@@ -7,7 +7,8 @@ Draws JPEGs of 640 x 480 and a model with the backbone of a ResNet-18 (random we
 them), or takes `--model`. In each round, the same images are decoded alone (read, decoded and resized, in the threads
 of `cmfah index`), encoded alone (from prepared batches) and indexed, in turn, in one process on the same processors.
 Two bounds are given: the slower of the two rates, and what remains if both share the processors, whose work adds up.
-Then `--images` JPEGs are indexed by `cmfah index` in a new process, and again without changes.
+Then `--images` JPEGs are indexed by `cmfah index` in a new process, and again without changes. Decoding and encoding
+alone are measured right before and after it, since the speed of a machine changes within minutes.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -67,10 +68,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HF_HOME"] = str(Path(folder) / "cache")
         model = own.model or _save_model(Path(folder) / "model")
-        found = {"rates": _rates(own, str(model), Path(folder))}
+        parts = _Parts(own, str(model), Path(folder))
+        found = {"rates": parts.rates(own.rounds)}
         if own.images:
-            slower = min(found["rates"]["decode"], found["rates"]["encode"])
-            found["whole"] = [_whole(own, str(model), Path(folder), own.images // part, slower) for part in (10, 1)]
+            found["whole"] = [_whole(own, str(model), Path(folder), own.images // part, parts) for part in (10, 1)]
     if own.json:
         print(json.dumps(found))  # noqa: T201
         return
@@ -112,71 +113,81 @@ def _save_model(folder: Path) -> Path:
     return folder
 
 
-def _rates(own: argparse.Namespace, model: str, folder: Path) -> dict[str, float]:
-    options = ImageOptions(own.workers, own.fast_decoding)
-    retriever = CrossMediaRetriever.from_pretrained(model, image_options=options)
-    photographs = folder / "round"
-    draw_photographs(photographs, own.round_images)
-    files = sorted(photographs.iterdir())
+class _Parts:
+    """The parts of indexing, each alone and all together, on the same images in this process."""
 
-    def decoded() -> Iterator[torch.Tensor]:
-        with retriever.prepare(batches_of(files, _BATCH, "", False), read_image) as prepared:
+    def __init__(self, own: argparse.Namespace, model: str, folder: Path):
+        options = ImageOptions(own.workers, own.fast_decoding)
+        self._retriever = CrossMediaRetriever.from_pretrained(model, image_options=options)
+        self._photographs, self._target = folder / "round", folder / "round.index"
+        draw_photographs(self._photographs, own.round_images)
+        self._files = sorted(self._photographs.iterdir())
+        self._kept = list(self._decoded())
+
+    def _decoded(self) -> Iterator[torch.Tensor]:
+        with self._retriever.prepare(batches_of(self._files, _BATCH, "", False), read_image) as prepared:
             yield from (batch.pixel_values for batch in prepared)
 
-    kept = list(decoded())
-
-    def decode() -> None:
-        for _ in decoded():
+    def decode(self) -> None:
+        for _ in self._decoded():
             pass
 
-    def encode() -> None:
-        for pixel_values in kept:
-            retriever.encode_pixels(pixel_values)
+    def encode(self) -> None:
+        for pixel_values in self._kept:
+            self._retriever.encode_pixels(pixel_values)
 
-    def index() -> None:
-        target = folder / "round.index"
-        target.unlink(missing_ok=True)
-        demand = ModelOnDemand.of(retriever)
-        update_folders(target, [FolderRequest(photographs)], demand, UpdateOptions(batch_size=_BATCH))
+    def index(self) -> None:
+        self._target.unlink(missing_ok=True)
+        demand = ModelOnDemand.of(self._retriever)
+        update_folders(self._target, [FolderRequest(self._photographs)], demand, UpdateOptions(batch_size=_BATCH))
 
-    parts = {"decode": decode, "encode": encode, "index": index}
-    rounds: dict[str, list[float]] = {name: [] for name in parts}
-    for number in range(own.rounds + 1):
-        for name in list(parts)[:: 1 if number % 2 else -1]:
-            start = time.perf_counter()
-            parts[name]()
-            if number:  # the first one is a warm-up
-                rounds[name].append(time.perf_counter() - start)
-    shutil.rmtree(photographs)
-    seconds = list(zip(*rounds.values(), strict=True))
-    rates = {name: own.round_images / statistics.median(values) for name, values in rounds.items()}
-    return {
-        **rates,
-        "of_the_slower": statistics.median(
-            max(decode_s, encode_s) / index_s for decode_s, encode_s, index_s in seconds
-        ),
-        "of_both_together": statistics.median(
-            (decode_s + encode_s) / index_s for decode_s, encode_s, index_s in seconds
-        ),
-    }
+    def rates(self, rounds: int) -> dict[str, float]:
+        """The medians of the rates of all parts, measured in turn, and those of the shares in each round."""
+        parts = {"decode": self.decode, "encode": self.encode, "index": self.index}
+        measured: dict[str, list[float]] = {name: [] for name in parts}
+        for number in range(rounds + 1):
+            for name in list(parts)[:: 1 if number % 2 else -1]:
+                seconds = _seconds_of(parts[name])
+                if number:  # the first one is a warm-up
+                    measured[name].append(seconds)
+        decode_s, encode_s, index_s = (np.array(seconds) for seconds in measured.values())
+        return {
+            **{name: len(self._files) / statistics.median(seconds) for name, seconds in measured.items()},
+            "of_the_slower": float(np.median(np.maximum(decode_s, encode_s) / index_s)),
+            "of_both_together": float(np.median((decode_s + encode_s) / index_s)),
+        }
+
+    def seconds_of_the_slower(self) -> float:
+        """Seconds that the slower of decoding and encoding alone takes for one image."""
+        return max(_seconds_of(self.decode), _seconds_of(self.encode)) / len(self._files)
 
 
-def _whole(own: argparse.Namespace, model: str, folder: Path, count: int, slower: float) -> dict[str, float]:
+def _seconds_of(part: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    part()
+    return time.perf_counter() - start
+
+
+def _whole(own: argparse.Namespace, model: str, folder: Path, count: int, parts: _Parts) -> dict[str, float]:
     """Seconds and peak memory of `cmfah index` in new processes: first, and again without changes. The first one's
-    rate is compared with the slower of the two."""
+    rate is compared with that of the slower part before and after it."""
     photographs, target = folder / f"photographs-{count}", folder / f"{count}.index"
     draw_photographs(photographs, count)
     command = [sys.executable, "-c", _PROGRAM, "index", model, str(photographs)]
     command += ["-o", str(target), "--json", "--batch-size", str(_BATCH)]
     command += ["--fast-decoding"] * own.fast_decoding + (["--workers", str(own.workers)] if own.workers else [])
     found: dict[str, float] = {"images": count}
+    alone_s = [parts.seconds_of_the_slower()]
     for name in ("first", "again"):
         start = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         found[f"{name}_seconds"] = time.perf_counter() - start
         found[f"{name}_peak_megabytes"] = int(done.stderr.split()[-1]) / 1e6
+        if name == "first":
+            alone_s.append(parts.seconds_of_the_slower())
     found["rate"] = count / found["first_seconds"]
-    found["of_the_slower"] = found["rate"] / slower
+    found["rate_of_the_slower"] = 1 / statistics.mean(alone_s)
+    found["of_the_slower"] = found["rate"] / found["rate_of_the_slower"]
     shutil.rmtree(photographs)
     return found
 

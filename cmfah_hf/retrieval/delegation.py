@@ -4,6 +4,7 @@ Shape suffixes: N items, K hash bits.
 """
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -91,6 +92,13 @@ class DelegatingEncoder(ImageTextEncoder):
 
     def encode_pixels(self, pixel_values: Any) -> np.ndarray:
         return self.encoder.encode_pixels(pixel_values)
+
+    @property
+    def batches_at_once(self) -> int:
+        return self.encoder.batches_at_once
+
+    def encoding_pool(self) -> ThreadPoolExecutor:
+        return self.encoder.encoding_pool()
 
     def encode_expanded(self, texts: list[str]) -> np.ndarray:
         return self.encoder.encode_expanded(texts)

@@ -6,20 +6,27 @@ Shape suffixes: N items, K hash bits.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from cmfah_hf.models.text_reading import TextReader
 from cmfah_hf.retrieval.image_options import ImageOptions
-from cmfah_hf.retrieval.items import batches_of
+from cmfah_hf.retrieval.items import batches_of, progress_bar
 from cmfah_hf.retrieval.known_words import unknown_words
-from cmfah_hf.retrieval.preparation import read_image
+from cmfah_hf.retrieval.preparation import PreparedBatch, read_image
 from cmfah_hf.retrieval.terms import checked_texts
 
 if TYPE_CHECKING:
     from cmfah_hf.expansion import GraphExpander
+
+# A batch with its codes `(N, K)`, or None without a readable image.
+EncodedBatch = tuple[PreparedBatch[Any, Any], np.ndarray | None]
 
 Backend = Literal["torch", "onnx"]
 BACKENDS: tuple[Backend, ...] = ("torch", "onnx")
@@ -72,6 +79,57 @@ class ImageTextEncoder(ABC):
     def encode_pixels(self, pixel_values: Any) -> np.ndarray:
         """Continuous codes `(N, K)` in (-1, 1), float32, of images `(N, 3, H, W)` as `prepare` returns them."""
 
+    @property
+    def batches_at_once(self) -> int:
+        """How many batches of images are encoded at the same time, each in a thread of `encoding_pool`."""
+        return 1
+
+    def encoding_pool(self) -> ThreadPoolExecutor:
+        """The threads of `batches_at_once`."""
+        return ThreadPoolExecutor(self.batches_at_once, "batches")
+
+    @contextmanager
+    def encoding(
+        self,
+        batches: Iterable[Any],
+        read: Callable[..., tuple[Any, Any]],
+        total: int | None = None,
+        progress: bool = False,
+    ) -> Iterator[Iterator[EncodedBatch]]:
+        """Batches of images in their order, each with its codes; the next ones are prepared and encoded meanwhile.
+
+        Args:
+            batches, read, total, progress: As of `ImagePreparation.prepared`.
+        """
+        with (
+            self.prepare(batches, read) as prepared,
+            closing(self._encoded(prepared)) as encoded,
+            progress_bar(total, "Images", progress) as bar,
+        ):
+            yield _counted(encoded, bar)
+
+    def _encoded(self, prepared: Iterator[PreparedBatch[Any, Any]]) -> Generator[EncodedBatch, None, None]:
+        first = list(islice(prepared, 2))
+        if len(first) < 2 or self.batches_at_once == 1:
+            for batch in chain(first, prepared):
+                yield batch, self._codes_of(batch)
+            return
+        pool = self.encoding_pool()
+        waiting: deque[tuple[PreparedBatch[Any, Any], Future[np.ndarray | None]]] = deque()
+        try:
+            for batch in chain(first, prepared):
+                waiting.append((batch, pool.submit(self._codes_of, batch)))
+                if len(waiting) > self.batches_at_once:
+                    ready, codes = waiting.popleft()
+                    yield ready, codes.result()
+            for ready, codes in waiting:
+                yield ready, codes.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _codes_of(self, batch: PreparedBatch[Any, Any]) -> np.ndarray | None:
+        return None if batch.pixel_values is None else self.encode_pixels(batch.pixel_values)
+
     @abstractmethod
     def encode_expanded(self, texts: list[str]) -> np.ndarray:
         """Continuous codes `(N, K)` in (-1, 1), float32, of texts as `expand` returns them, in one batch."""
@@ -102,8 +160,8 @@ class ImageTextEncoder(ABC):
         """
         parts = [self._no_codes()]
         total = len(images) if isinstance(images, Sized) else None
-        with self.prepare(batches_of(images, batch_size, "", False), read_image, total, progress) as prepared:
-            parts += [self.encode_pixels(batch.pixel_values) for batch in prepared]
+        with self.encoding(batches_of(images, batch_size, "", False), read_image, total, progress) as encoded:
+            parts += [codes_NK for _, codes_NK in encoded if codes_NK is not None]
         return np.concatenate(parts)
 
     def encode_texts(self, texts: Iterable[str], batch_size: int = 256, progress: bool = False) -> np.ndarray:
@@ -121,3 +179,9 @@ class ImageTextEncoder(ABC):
 
     def _no_codes(self) -> np.ndarray:
         return np.empty((0, self.hash_bits), np.float32)
+
+
+def _counted(encoded: Iterable[EncodedBatch], bar: Any) -> Iterator[EncodedBatch]:
+    for batch, codes_NK in encoded:
+        yield batch, codes_NK
+        bar.update(len(batch.items))

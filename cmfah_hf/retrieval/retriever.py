@@ -223,14 +223,14 @@ class CrossMediaRetriever(DelegatingEncoder):
         left_out: list[str] = []
         items = Items(images, column, ids, metadata, "images")
         batches = items.batches(batch_size, False, self.images.next_id)
-        with self.prepare(batches, read_if_sound, items.total, progress) as prepared:
-            for batch in prepared:
+        with self.encoding(batches, read_if_sound, items.total, progress) as encoded:
+            for batch, codes_NK in encoded:
                 readable = [position for position, error in enumerate(batch.notes) if error is None]
                 for error in filter(None, batch.notes):
                     logger.warning("Left out: %s", error)
                     left_out.append(str(error))
-                if readable:
-                    self.images.add(self.encode_pixels(batch.pixel_values), *batch.items.at(readable))
+                if codes_NK is not None:
+                    self.images.add(codes_NK, *batch.items.at(readable))
         return left_out
 
     def add_texts(

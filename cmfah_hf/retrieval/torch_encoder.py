@@ -104,6 +104,14 @@ class TorchEncoder(ImageTextEncoder):
         with pool_of_threads(workers, "encoding", threads // workers) as pool:
             return np.concatenate(list(pool.map(self._codes_of_images, parts)))
 
+    @property
+    def batches_at_once(self) -> int:
+        """On a CPU, a batch for each of PyTorch's threads, which do not wait for each other then."""
+        return torch.get_num_threads() if self.model.device.type == "cpu" else 1
+
+    def encoding_pool(self) -> ThreadPoolExecutor:
+        return pool_of_threads(self.batches_at_once, "batches")
+
     @torch.inference_mode()
     def _codes_of_images(self, pixel_values: torch.Tensor) -> np.ndarray:
         with torch.autocast(pixel_values.device.type, torch.bfloat16, enabled=self.image_options.half):

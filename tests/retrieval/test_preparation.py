@@ -1,6 +1,7 @@
 """Images that are prepared in threads ahead of the model: order, codes, bounds, errors."""
 
 import threading
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -8,9 +9,9 @@ import torch
 from PIL import Image
 
 from cmfah_hf.errors import ImageError, QueryError
-from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex, ImageOptions, torch_encoder
+from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex, ImageOptions, encoder, torch_encoder
 from cmfah_hf.retrieval.preparation import ImagePreparation
-from cmfah_hf.retrieval.torch_encoder import TorchPixels
+from cmfah_hf.retrieval.torch_encoder import TorchEncoder, TorchPixels
 
 WAIT_S = 60
 
@@ -159,6 +160,85 @@ def test_large_batches_are_encoded_in_parts_with_the_same_codes(retriever, monke
         finally:
             torch.set_num_threads(former)
         np.testing.assert_allclose(found, whole, atol=1e-6)
+
+
+@pytest.fixture(params=[1, 2, 5])
+def threads(request):
+    former = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(former)
+
+
+def test_batches_are_encoded_at_the_same_time_in_their_order(retriever, threads, monkeypatch):
+    """A batch for each thread, each computed by one; nothing is encoded long before it is taken."""
+    batches = [range(start, start + 8) for start in range(0, 160, 8)]
+    numbers, begun, shown = set(), [], []
+    original = TorchEncoder.encode_pixels
+
+    def noted(self, pixel_values):
+        numbers.add(torch.get_num_threads())
+        begun.append(len(pixel_values))
+        return original(self, pixel_values)
+
+    class Bar(nullcontext):
+        def __enter__(self):
+            return self
+
+        def update(self, count):
+            shown.append(count)
+
+    def solid_if_sound(number, least):
+        return solid(number, least) if not 16 <= number < 24 else (number, None)
+
+    monkeypatch.setattr(TorchEncoder, "encode_pixels", noted)
+    monkeypatch.setattr(encoder, "progress_bar", lambda total, title, progress: Bar())
+    taken, codes = [], []
+    with retriever.encoding(batches, solid_if_sound, 160, True) as encoded:
+        for number, (batch, codes_NK) in enumerate(encoded):
+            assert len(shown) == number
+            assert len(begun) <= number + 1 + threads
+            taken += batch.notes
+            codes.append(codes_NK)
+    assert taken == list(range(160))
+    assert codes[2] is None
+    assert numbers == {1}
+    assert sum(shown) == 160
+    images = [solid(number, None)[1] for own in batches for number in own if not 16 <= number < 24]
+    wanted = retriever.model.get_image_hash(retriever.processor(images=images, return_tensors="pt")["pixel_values"])
+    np.testing.assert_allclose(np.concatenate([own for own in codes if own is not None]), wanted.detach(), atol=1e-6)
+
+
+def test_an_error_of_the_model_comes_in_its_turn_and_stops_the_threads(retriever, threads, monkeypatch):
+    original, calls, lock = TorchEncoder.encode_pixels, [], threading.Lock()
+
+    def failing(self, pixel_values):
+        red = int(pixel_values[0, 0].max() > 0.9)  # of the fourth batch
+        with lock:
+            calls.append(red)
+        if red:
+            raise KeyboardInterrupt
+        return original(self, pixel_values)
+
+    def read(number, least):
+        return number, Image.new("RGB", (8, 8), (255 if number == 6 else 0, 0, 0))
+
+    got = []
+
+    def encode_all():
+        with retriever.encoding([[n, n + 1] for n in range(0, 400, 2)], read) as encoded:
+            for batch, _ in encoded:
+                got.append(batch.notes[0])
+
+    monkeypatch.setattr(TorchEncoder, "encode_pixels", failing)
+    with pytest.raises(KeyboardInterrupt):
+        encode_all()
+    assert got == [0, 2, 4]
+    assert len(calls) <= 4 + threads
+    for thread in threading.enumerate():
+        if thread.name.startswith("batches"):
+            thread.join(WAIT_S)
+            assert not thread.is_alive()
 
 
 def test_options_are_checked(retriever):

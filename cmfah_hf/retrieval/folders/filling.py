@@ -101,9 +101,11 @@ class Filling:
 
         try:
             batches = batches_of(ids, batch_size, "Images", False)
-            with self.model.retriever.prepare(batches, read, len(ids), progress) as prepared:
-                for batch in prepared:
-                    self._add(batch, present)
+            retriever = self.model.retriever
+            retriever.images = self.index  # checks that it is of this model
+            with retriever.encoding(batches, read, len(ids), progress) as encoded:
+                for batch, codes_NK in encoded:
+                    self._add(batch, codes_NK, present)
                     self._unsaved += len(batch.items)
                     if self._unsaved >= max(_PORTION, _PORTION_SHARE * len(self.index)):
                         self.save()
@@ -129,8 +131,8 @@ class Filling:
         self.index.save(self.target)
         self._unsaved = 0
 
-    def _add(self, batch: "PreparedBatch[list[str], Reading]", present: Present) -> None:
-        """Adds the codes of the readable images of a batch, and the records of all that could be read."""
+    def _add(self, batch: "PreparedBatch[list[str], Reading]", codes_NK: np.ndarray | None, present: Present) -> None:
+        """Adds the codes `(N, K)` of the readable images of a batch, and the records of all that could be read."""
         states = {}
         for item_id, reading in zip(batch.items, batch.notes, strict=True):
             if reading.problem is None and reading.sha256 is not None:
@@ -141,16 +143,13 @@ class Filling:
             if reading.sha256 is not None:
                 self._drop([item_id])
                 self._set_record(present, item_id, reading.file.record(reading.sha256, reading.problem))
-        if batch.pixel_values is None:
+        if codes_NK is None:
             return
-        retriever = self.model.retriever
-        retriever.images = self.index  # checks that it is of this model
-        codes = retriever.encode_pixels(batch.pixel_values)
         self._has_changed, self._in_work = True, list(states)
         for root, places in _by_root(states, present):
             own_ids = [item_id for item_id, _ in places]
             rows = [row for _, row in places]
-            self.index.upsert(codes[rows], own_ids, present.metadata_of(root, own_ids, None))
+            self.index.upsert(codes_NK[rows], own_ids, present.metadata_of(root, own_ids, None))
         for item_id, record in states.items():
             if present.has_code(item_id):
                 self.changes.changed += 1
