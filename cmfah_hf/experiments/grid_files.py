@@ -35,9 +35,10 @@ def read_grid(path: str | Path, data_of: Sequence[str] | None = None) -> Grid:
 
     A grid is a YAML file. Its only required key is `methods`: by name, each with a `config` (a configuration of
     `cmfah train`, next to the grid or bundled) and optionally its own `reference`, `title`, `settings` and `variants`.
-    `data` and `variants` map names to settings; a variant may have a `title`. `{data}` in the name of a configuration
-    or in a setting is replaced by the name of the data set. `bits`, `seeds`, `protocols` and `encodings` are lists, and
-    `settings` apply to all runs.
+    `data`, `protocols` and `variants` map names to settings, or are lists of names; a variant may have a `title`.
+    `{data}` in the name of a configuration or in a setting is replaced by the name of the data set. `bits`, `seeds` and
+    `encodings` are lists, and `settings` apply to all runs. Settings of a data set take precedence over these, then
+    those of a protocol, of a method, and of a variant.
 
     Args:
         path: The file, or the name of a bundled grid, such as `wikipedia`.
@@ -87,18 +88,19 @@ class _Axes:
 
     Attributes:
         folder: The folder of the grid.
-        data, methods: Settings of each data set, and the keys of each method.
+        data, protocols: Their settings by name.
+        methods: The keys of each method.
         settings: The settings of all runs.
-        bits, seeds, protocols, encodings: The lists.
+        bits, seeds, encodings: The lists.
     """
 
     folder: Path
     data: dict[str, dict[str, Any]]
+    protocols: dict[str, dict[str, Any]]
     methods: dict[str, dict[str, Any]]
     settings: dict[str, Any]
     bits: list[int]
     seeds: list[int]
-    protocols: list[str]
     encodings: list[str]
 
     @classmethod
@@ -112,11 +114,11 @@ class _Axes:
         return cls(
             path.parent,
             _named("data", raw.get("data") or {"data": None}, faults),
+            _protocols(raw.get("protocols", ["seen"]), faults),
             methods,
             _mapping("settings", raw.get("settings") or {}, faults),
             _bits(raw, faults),
             _list(raw, "seeds", [0, 1, 2, 3, 4], lambda value: isinstance(value, int) and value >= 0, faults),
-            _list(raw, "protocols", ["seen"], lambda value: value in PROTOCOLS, faults),
             _list(raw, "encodings", ["single"], lambda value: value in ENCODINGS, faults),
         )
 
@@ -156,7 +158,8 @@ def _runs(axes: _Axes, faults: _Faults) -> Iterator[GridRun]:
             title = of_variant.get("title") or (plain if len(variants) == 1 else f"{plain} ({variant})")
             own = {key: value for key, value in of_variant.items() if key != "title"}
             for size, protocol, seed in product(sizes, axes.protocols, seeds):
-                settings = {**axes.settings, **of_data, **method["settings"], **own, "seed": seed, "protocol": protocol}
+                settings = {**axes.settings, **of_data, **axes.protocols[protocol], **method["settings"], **own}
+                settings |= {"seed": seed, "protocol": protocol}
                 if size is not None:
                     settings["hash_bits"] = size
                 settings = {
@@ -215,6 +218,7 @@ def _places(axes: _Axes, run: GridRun) -> dict[str, str]:
     for place, settings in (
         ("settings", axes.settings),
         (f"data, {run.data}", axes.data[run.data]),
+        (f"protocols, {run.protocol}", axes.protocols[run.protocol]),
         (f"{run.method}, settings", method["settings"]),
         (f"variants, {run.variant}", method["variants"][run.variant]),
     ):
@@ -312,6 +316,13 @@ def _mapping(key: str, value: Any, faults: _Faults) -> dict[str, Any]:
         return value
     faults.add(f"{key} is {type(value).__name__}; give a mapping of names to values")
     return {}
+
+
+def _protocols(given: Any, faults: _Faults) -> dict[str, dict[str, Any]]:
+    settings = _named("protocols", given, faults) if isinstance(given, dict) else {}
+    names = {"protocols": list(given) if isinstance(given, dict) else given}
+    known = _list(names, "protocols", ["seen"], lambda value: value in PROTOCOLS, faults)
+    return {name: settings.get(name, {}) for name in known}
 
 
 def _bits(raw: Mapping[str, Any], faults: _Faults) -> list[int]:

@@ -42,6 +42,29 @@ def test_runs_are_the_product_of_the_axes(write_grid, tmp_path):
         grid.only(["*", "scahn"])
 
 
+def test_a_protocol_may_have_settings(write_grid):
+    """Those of a method or variant take precedence."""
+    grid = read_grid(
+        write_grid(
+            methods={"cmfah": {"config": "tiny-{data}.yaml", "settings": {"dropout": 0.3}}},
+            protocols={"seen": {"num_train_epochs": 5, "dropout": 0.1}, "unseen": None},
+            variants={"both": None, "long": {"num_train_epochs": 7}},
+            settings={"num_train_epochs": 3},
+            seeds=[0],
+        )
+    )
+    assert {(run.protocol, run.variant): run.settings["num_train_epochs"] for run in grid.runs} == {
+        ("seen", "both"): 5,
+        ("seen", "long"): 7,
+        ("unseen", "both"): 3,
+        ("unseen", "long"): 7,
+    }
+    assert {(run.settings["dropout"], run.settings["protocol"]) for run in grid.runs} == {
+        (0.3, "seen"),
+        (0.3, "unseen"),
+    }
+
+
 def test_settings_as_arguments_round_trip(tmp_path):
     settings = {
         "text_kernel_sizes": [1],
@@ -78,6 +101,9 @@ def test_settings_as_arguments_round_trip(tmp_path):
         ({"seeds": [-1]}, "seeds cannot hold -1"),
         ({"seeds": [1, 1]}, "seeds holds a value twice"),
         ({"protocols": ["all"]}, "protocols cannot hold 'all'"),
+        ({"protocols": {"all": {}}}, "protocols cannot hold 'all'"),
+        ({"protocols": {"seen": [1]}}, "protocols, seen is list"),
+        ({"protocols": {"seen": {"epochz": 1}}}, "protocols, seen: There is no argument --epochz"),
         ({"encodings": ["both"]}, "encodings cannot hold 'both'"),
     ],
 )
