@@ -7,9 +7,11 @@ import secrets
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import local
 
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.experiments.grid import GridRun
@@ -49,19 +51,36 @@ def in_this_process(attempt: Attempt, runs: Sequence[GridRun], output: Path) -> 
 
 
 def in_processes(attempt: Attempt, runs: Sequence[GridRun], output: Path, jobs: int) -> Iterator[tuple[GridRun, Ended]]:
-    """The runs as they end in `jobs` processes, which share the CPUs of this machine."""
+    """The runs as they end in `jobs` processes, which share the CPUs of this machine. A process that dies, for example
+    of too little memory, takes its run with it and no other: each has a pool of its own, which is made anew.
+    """
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_use_threads, initargs=(threads,)) as pool:
-        pending: dict[Future[Ended], GridRun] = {pool.submit(attempt, run, output): run for run in runs}
+    of_thread, pools = local(), list[ProcessPoolExecutor]()
+
+    def ended(run: GridRun) -> Ended:
+        if getattr(of_thread, "pool", None) is None:
+            context = multiprocessing.get_context("spawn")
+            of_thread.pool = ProcessPoolExecutor(1, context, initializer=_use_threads, initargs=(threads,))
+            pools.append(of_thread.pool)
         try:
-            for future in as_completed(pending):
-                error = future.exception()  # only if the process died, because `attempt` raises nothing
-                ended = future.result() if error is None else Ended(f"its process ended ({error})", 0.0)
-                yield pending[future], ended
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            future = of_thread.pool.submit(attempt, run, output)
+            error = future.exception()  # only if the process died, because `attempt` raises nothing
+        except BrokenProcessPool as broken:  # it died before
+            error = broken
+        if error is None:
+            return future.result()
+        of_thread.pool = None
+        return Ended(f"its process ended ({error})", 0.0)
+
+    with ThreadPoolExecutor(jobs, "runs") as workers:
+        pending = {workers.submit(ended, run): run for run in runs}
+        try:
+            for done in as_completed(pending):
+                yield pending[done], done.result()
+        finally:
+            workers.shutdown(wait=False, cancel_futures=True)
+            for pool in pools:
+                pool.shutdown(cancel_futures=True)
 
 
 def on_ray(attempt: Attempt, runs: Sequence[GridRun], output: Path, reserved: OnRay) -> Iterator[tuple[GridRun, Ended]]:

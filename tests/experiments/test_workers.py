@@ -1,9 +1,12 @@
 """Progress of a grid, its peak memory, and its runs on a Ray cluster, with a stand-in for Ray where none is needed."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.experiments import OnRay, memory, read_grid, read_results, run_grid, running
 from cmfah_hf.experiments.memory import PeakMemory
-from cmfah_hf.experiments.workers import Ended, Progress, _config_here, on_ray, shown_duration
+from cmfah_hf.experiments.workers import Ended, Progress, _config_here, in_processes, on_ray, shown_duration
 from cmfah_hf.training import bundled_configuration
 
 SCM = {"scm": {"config": "fitted-{data}.yaml", "settings": {"method": "scm"}}}
@@ -88,6 +91,22 @@ def test_progress_is_shown_for_every_run(write_grid, tmp_path, monkeypatch):
         "[1/2] scenes/cmfah/full/16-bits/seen/seed-0: finished (0:00, about 0:00 left)",
         "[2/2] scenes/cmfah/full/16-bits/seen/seed-1: finished (0:00)",
     ]
+
+
+def die_of_the_second(run, output):
+    if run.seed == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Ended(None, float(run.seed))
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_takes_no_other_run_with_it(write_grid, tmp_path, environment, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([environment["PYTHONPATH"], str(Path(__file__).parent)]))
+    runs = read_grid(write_grid(seeds=[0, 1, 2, 3])).runs
+    found = {run.seed: ended for run, ended in in_processes(die_of_the_second, runs, tmp_path, 2)}
+    assert found.keys() == {0, 1, 2, 3}
+    assert found.pop(1).problem.startswith("its process ended (")
+    assert {seed: ended.problem for seed, ended in found.items()} == dict.fromkeys((0, 2, 3))
 
 
 class FakeRay:
