@@ -5,7 +5,6 @@ Shape suffixes: N items, K hash bits, C colors, H and W sides of the images that
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,13 @@ from cmfah_hf.data.images import decode_image
 from cmfah_hf.errors import QueryError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
+from cmfah_hf.models.image_parts import in_parts, pool_of_threads
 from cmfah_hf.models.text_reading import TextReader
 from cmfah_hf.retrieval.encoder import ImageTextEncoder
 from cmfah_hf.retrieval.fingerprint import LazyFingerprint
 from cmfah_hf.retrieval.image_options import ImageOptions
 from cmfah_hf.retrieval.items import batches_of
 from cmfah_hf.retrieval.preparation import ImagePreparation, Size
-
-# On a CPU, a batch is encoded in parts of so many values of pixels, six images of 224 x 224: an EfficientNet-Lite2
-# encodes 16 images per second in parts of 4, and 8 in batches of 32. Threads with parts wait for each other once, not
-# at every operation: that is faster, and more so while other threads decode images on the same processors.
-_PART = 1_000_000
 
 
 class TorchEncoder(ImageTextEncoder):
@@ -94,15 +89,7 @@ class TorchEncoder(ImageTextEncoder):
         """Continuous codes `(N, K)` of images `(N, 3, H, W)`. On a CPU, in parts, by threads."""
         if not isinstance(self.model, CMFAHModel):
             raise QueryError("This model was loaded for texts only; load it without texts_only to encode images.")
-        if pixel_values.device.type != "cpu" or pixel_values.numel() < 2 * _PART:
-            return self._codes_of_images(pixel_values)
-        parts = pixel_values.tensor_split(pixel_values.numel() // _PART)
-        threads = torch.get_num_threads()
-        workers = min(threads, len(parts))
-        if workers == 1:
-            return np.concatenate([self._codes_of_images(part) for part in parts])
-        with pool_of_threads(workers, "encoding", threads // workers) as pool:
-            return np.concatenate(list(pool.map(self._codes_of_images, parts)))
+        return np.concatenate(in_parts(self._codes_of_images, pixel_values))
 
     @property
     def batches_at_once(self) -> int:
@@ -162,20 +149,6 @@ class TorchPixels:
 
     def pool(self, workers: int) -> ThreadPoolExecutor:
         return pool_of_threads(workers, "images")
-
-
-def pool_of_threads(workers: int, name: str, threads: int = 1) -> ThreadPoolExecutor:
-    """Threads in which PyTorch computes with so many threads each: a thread keeps the number that is set at its first
-    call."""
-    former = torch.get_num_threads()
-    pool = ThreadPoolExecutor(workers, name, initializer=torch.get_num_threads)
-    started = Barrier(workers)
-    torch.set_num_threads(threads)
-    try:
-        list(pool.map(lambda _: started.wait(), range(workers)))  # all threads, each once
-    finally:
-        torch.set_num_threads(former)
-    return pool
 
 
 def _as_array(hash_values: torch.Tensor) -> np.ndarray:

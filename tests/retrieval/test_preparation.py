@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from cmfah_hf.errors import ImageError, QueryError
-from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex, ImageOptions, encoder, torch_encoder
+from cmfah_hf.models import image_parts
+from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex, ImageOptions, encoder
 from cmfah_hf.retrieval.preparation import ImagePreparation
 from cmfah_hf.retrieval.torch_encoder import TorchEncoder, TorchPixels
 
@@ -140,7 +141,7 @@ def test_workers_compute_in_one_thread_and_change_no_setting(retriever):
 def test_large_batches_are_encoded_in_parts_with_the_same_codes(retriever, monkeypatch):
     pixels = torch.rand(10, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     whole, former, used = retriever.encode_pixels(pixels), torch.get_num_threads(), []
-    monkeypatch.setattr(torch_encoder, "_PART", pixels[:3].numel())
+    monkeypatch.setattr(image_parts, "PART", pixels[:3].numel())
     hashed = retriever.model.get_image_hash
 
     def noted(part):

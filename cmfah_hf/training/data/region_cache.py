@@ -24,6 +24,7 @@ from cmfah_hf.data.images import decode_image, decoding_off
 from cmfah_hf.data.internals import ArrowWriter, fingerprint_of, stream_arrow, stream_fingerprint
 from cmfah_hf.errors import DataError, ImageError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
+from cmfah_hf.models.image_parts import in_parts
 from cmfah_hf.training.data.kept_tables import (
     REGION_COLUMNS,
     WAIT_S,
@@ -73,12 +74,14 @@ class RegionExtractor:
         add_weights(digest, self.embeddings.backbone)
         return digest.hexdigest()
 
-    @torch.inference_mode()
     def regions(self, pixel_values: torch.Tensor) -> np.ndarray:
-        """`(B, R, C)`, float16, of `(B, 3, H, W)`."""
+        """`(B, R, C)`, float16, of `(B, 3, H, W)`; on a CPU, in parts, by threads."""
         self.embeddings.eval()
-        device = self.embeddings.projection.weight.device
-        regions_BRC = self.embeddings.extract_regions(pixel_values.to(device)).float()
+        return np.concatenate(in_parts(self._regions, pixel_values.to(self.embeddings.projection.weight.device)))
+
+    @torch.inference_mode()
+    def _regions(self, pixel_values: torch.Tensor) -> np.ndarray:
+        regions_BRC = self.embeddings.extract_regions(pixel_values).float()
         largest = torch.finfo(torch.float16).max
         return regions_BRC.clamp(-largest, largest).half().cpu().numpy()
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from cmfah_hf.errors import DataError
-from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
+from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor, image_parts
 from cmfah_hf.training import keep_regions
 from cmfah_hf.training.data.region_cache import RegionExtractor
 
@@ -92,6 +92,26 @@ def test_cached_regions_give_the_same_encodings_as_images(tower, processor):
         direct = tower(pixel_values=pixel_values).hash_values
         from_kept = tower(region_features=torch.from_numpy(kept[:]["region_features"])).hash_values
     torch.testing.assert_close(from_kept, direct, rtol=0, atol=2e-3)
+
+
+def test_a_batch_is_computed_in_parts_by_threads(tower, processor, monkeypatch):
+    extractor, pixels = RegionExtractor(tower, processor), torch.rand(7, 3, *processor.image_shape)
+    whole, former, sizes = extractor.regions(pixels), torch.get_num_threads(), []
+    extract = tower.embeddings.extract_regions
+
+    def noted(part):
+        sizes.append(len(part))
+        return extract(part)
+
+    monkeypatch.setattr(image_parts, "PART", pixels[:2].numel())
+    monkeypatch.setattr(tower.embeddings, "extract_regions", noted)
+    torch.set_num_threads(2)
+    try:
+        found = extractor.regions(pixels)
+    finally:
+        torch.set_num_threads(former)
+    assert sorted(sizes) == [2, 2, 3]
+    np.testing.assert_allclose(found, whole, rtol=2**-9, atol=1e-6)
 
 
 def test_values_beyond_float16_are_clipped(tower, processor):
