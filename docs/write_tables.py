@@ -24,9 +24,9 @@ _MARKED = re.compile(r"(<!-- table: (?P<name>[\w-]+),[^>]*-->\n).*?(<!-- end of 
 
 
 def read_figures(name: str) -> list[dict[str, Any]]:
-    """The figures of a results file, each with what is common to all."""
+    """The figures of a results file, each with what is common to all, and the name of the file as `results`."""
     document = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return [{**document["common"], **figure} for figure in document["figures"]]
+    return [{"results": name, **document["common"], **figure} for figure in document["figures"]]
 
 
 def cell(figures: list[dict[str, Any]], wanted: dict[str, Any], place: str) -> str:
