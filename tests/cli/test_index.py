@@ -29,6 +29,7 @@ def photos(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_the_story_of_a_folder(trained, photos, tmp_path, environment, run_in_a_new_process):
     """Indexed once, then again after every kind of change; each part in a new process."""
     index = tmp_path / "x.index"
@@ -77,6 +78,7 @@ def test_the_story_of_a_folder(trained, photos, tmp_path, environment, run_in_a_
     assert restored.document["added"] == 1
 
 
+@pytest.mark.slow
 def test_without_changes_the_model_is_not_loaded(trained, photos, tmp_path, environment, run_in_a_new_process):
     index = tmp_path / "x.index"
     model = shutil.copytree(trained.folder, tmp_path / "model")
@@ -212,6 +214,7 @@ def test_watching_needs_its_library(trained, photos, tmp_path, cmfah, monkeypatc
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_watching_follows_a_folder(trained, photos, tmp_path, environment):
     pytest.importorskip("watchfiles")
     index = photos / "x.index"  # its own changes do not count

@@ -82,6 +82,7 @@ print(json.dumps(out))
 """
 
 
+@pytest.mark.slow
 def test_datasets_alone_reads_it_with_the_right_types(replica, tmp_path, environment):
     report = prepare_mirflickr25k(
         replica.root, tmp_path / "out", release=replica.release, writing=Writing(rows_per_shard=5)

@@ -107,6 +107,7 @@ def test_this_package_loads_the_same_rows(hub, prepared, tmp_path):
     assert hub.asked("GET", "/objects/")
 
 
+@pytest.mark.slow
 def test_datasets_alone_loads_them_too(hub, prepared, tmp_path):
     hub.add_folder("org/scenes", prepared.folder)
     result = run(hub, tmp_path, PLAIN)

@@ -16,6 +16,8 @@ from cmfah_hf.errors import CMFAHError
 from cmfah_hf.space import SpaceSettings, serve
 from cmfah_hf.space.settings import bundled_space
 
+pytestmark = pytest.mark.slow
+
 WAIT = 60_000
 
 

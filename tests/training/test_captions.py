@@ -90,6 +90,7 @@ def test_epochs_draw_other_captions_and_evaluation_reads_the_first(make_trainer,
     assert {text.split()[-1] for text in read_texts} == {"sun"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_resumed_training_draws_the_same_captions(make_trainer, make_model, make_pairs, tmp_path, streaming):
     pairs = with_captions(make_pairs(24))

@@ -114,6 +114,7 @@ def test_a_held_out_database_is_not_fitted_to(features_folder, tmp_path):
     assert "query_learnt" not in metrics  # the fit has no codes of the database
 
 
+@pytest.mark.slow
 def test_a_deep_method_learns(features_folder, tmp_path):
     arguments = ["--method", "dcmh", "--hidden_size", "16", "--learning_rate", "3e-2", "--balance_weight", "0"]
     arguments += ["--num_train_epochs", "30", "--normalize_regions", "true", "--per_device_train_batch_size", "16"]

@@ -57,6 +57,7 @@ def test_the_two_configurations_differ_only_in_their_data(paper_run):
     assert {**first.training.to_dict(), "logging_dir": None} == {**second.training.to_dict(), "logging_dir": None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "make", "prepare", "words"),
     [

@@ -136,6 +136,7 @@ def uninterrupted(scenes_folder, write_config, tmp_path_factory):
     return make
 
 
+@pytest.mark.slow
 def test_fewer_checkpoints_change_nothing(uninterrupted, monkeypatch):
     """With `save_strategy="best"`, only epochs that are better are saved, and nothing of the refit."""
     written = []
@@ -399,7 +400,7 @@ def test_trainer_still_writes_checkpoints_to_its_own_folder():
     assert not any(word in source for word in ("staging", "tmp-", "rename"))
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw_torch"])
+@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.slow), "adamw_torch"])
 def test_a_killed_run_resumes_with_the_learning_rate_of_encoders(run_of, optimizer, tmp_path):
     changes = {
         "model": {"freeze_backbone": False, "dropout": 0.3},
