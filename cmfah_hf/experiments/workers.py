@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_compl
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import local
+from threading import Thread, local
 
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.experiments.grid import GridRun
@@ -60,7 +60,7 @@ def in_processes(attempt: Attempt, runs: Sequence[GridRun], output: Path, jobs: 
     def ended(run: GridRun) -> Ended:
         if getattr(of_thread, "pool", None) is None:
             context = multiprocessing.get_context("spawn")
-            of_thread.pool = ProcessPoolExecutor(1, context, initializer=_use_threads, initargs=(threads,))
+            of_thread.pool = ProcessPoolExecutor(1, context, initializer=_begin_worker, initargs=(threads,))
             pools.append(of_thread.pool)
         try:
             future = of_thread.pool.submit(attempt, run, output)
@@ -148,6 +148,20 @@ def _config_here(path: Path) -> Path:
     if path.is_file() or FOLDER_NAME not in path.parts:
         return path
     return bundled_configuration(str(Path(*path.parts[path.parts.index(FOLDER_NAME) + 1 :])))
+
+
+def _begin_worker(threads: int) -> None:
+    """Prepares a process of `in_processes`, which ends with the one that started it: Python would let it wait for ever,
+    with its memory, for the next run of a parent that was killed."""
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=end_with_parent, name="end with parent", daemon=True).start()
+    _use_threads(threads)
 
 
 def _use_threads(count: int) -> None:

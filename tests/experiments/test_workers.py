@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +108,50 @@ def test_a_process_that_dies_takes_no_other_run_with_it(write_grid, tmp_path, en
     assert found.keys() == {0, 1, 2, 3}
     assert found.pop(1).problem.startswith("its process ended (")
     assert {seed: ended.problem for seed, ended in found.items()} == dict.fromkeys((0, 2, 3))
+
+
+def wait_in(run, output):
+    (output / f"{os.getpid()}.pid").touch()
+    time.sleep(600)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+import test_workers
+from cmfah_hf.experiments.workers import in_processes
+if __name__ == "__main__":
+    list(in_processes(test_workers.wait_in, [SimpleNamespace(seed=0), SimpleNamespace(seed=1)], Path(sys.argv[1]), 2))
+"""
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_one_that_started_them(tmp_path, environment):
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    paths = os.pathsep.join([environment["PYTHONPATH"], str(Path(__file__).parent)])
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path)]
+    with subprocess.Popen(command, env={**environment, "PYTHONPATH": paths}) as parent:
+        wait_for(lambda: len(list(tmp_path.glob("*.pid"))) == 2)
+        parent.kill()
+    workers = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    wait_for(lambda: not any(is_alive(worker) for worker in workers))
+
+
+def wait_for(condition):
+    until = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def is_alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/status")
+    return not (status.is_file() and "State:\tZ" in status.read_text(encoding="utf-8"))
 
 
 class FakeRay:
