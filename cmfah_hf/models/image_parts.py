@@ -5,7 +5,7 @@ Shape suffixes: N images, C colors, H and W their sides.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Barrier, Lock
 from typing import TypeVar
 
 import torch
@@ -16,6 +16,9 @@ T = TypeVar("T")
 # parts of 4, and 8 in batches of 32. Threads with parts wait for each other once, not at every operation: that is
 # faster, and more so while other threads decode images on the same processors.
 PART = 1_000_000
+
+# The number that new threads take over belongs to the whole process.
+_setting = Lock()
 
 
 def in_parts(compute: Callable[[torch.Tensor], T], pixels_NCHW: torch.Tensor) -> list[T]:
@@ -37,12 +40,13 @@ def pool_of_threads(workers: int, name: str, threads: int = 1) -> ThreadPoolExec
     """Threads in which PyTorch computes with so many threads each: a thread keeps the number that is set at its first
     call.
     """
-    former = torch.get_num_threads()
     pool = ThreadPoolExecutor(workers, name, initializer=torch.get_num_threads)
     started = Barrier(workers)
-    torch.set_num_threads(threads)
-    try:
-        list(pool.map(lambda _: started.wait(), range(workers)))  # all threads, each once
-    finally:
-        torch.set_num_threads(former)
+    with _setting:
+        former = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            list(pool.map(lambda _: started.wait(), range(workers)))  # all threads, each once
+        finally:
+            torch.set_num_threads(former)
     return pool

@@ -23,6 +23,9 @@ from cmfah_hf.retrieval.image_options import ImageOptions
 from cmfah_hf.retrieval.items import batches_of
 from cmfah_hf.retrieval.preparation import ImagePreparation, Size
 
+# Batches that a CPU encodes at the same time, which bounds the memory and keeps many processors busy with few batches.
+_MOST_BATCHES = 4
+
 
 class TorchEncoder(ImageTextEncoder):
     """Encodes images and texts in PyTorch, separately or as pairs.
@@ -93,11 +96,11 @@ class TorchEncoder(ImageTextEncoder):
 
     @property
     def batches_at_once(self) -> int:
-        """On a CPU, a batch for each of PyTorch's threads, which do not wait for each other then."""
-        return torch.get_num_threads() if self.model.device.type == "cpu" else 1
+        """On a CPU, a batch for each of PyTorch's threads, up to a few: they do not wait for each other then."""
+        return min(torch.get_num_threads(), _MOST_BATCHES) if self.model.device.type == "cpu" else 1
 
     def encoding_pool(self) -> ThreadPoolExecutor:
-        return pool_of_threads(self.batches_at_once, "batches")
+        return pool_of_threads(self.batches_at_once, "batches", torch.get_num_threads() // self.batches_at_once)
 
     @torch.inference_mode()
     def _codes_of_images(self, pixel_values: torch.Tensor) -> np.ndarray:

@@ -163,7 +163,7 @@ def test_large_batches_are_encoded_in_parts_with_the_same_codes(retriever, monke
         np.testing.assert_allclose(found, whole, atol=1e-6)
 
 
-@pytest.fixture(params=[1, 2, 5])
+@pytest.fixture(params=[1, 2, 9])
 def threads(request):
     former = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -172,7 +172,7 @@ def threads(request):
 
 
 def test_batches_are_encoded_at_the_same_time_in_their_order(retriever, threads, monkeypatch):
-    """A batch for each thread, each computed by one; nothing is encoded long before it is taken."""
+    """Up to four batches, which share the threads; nothing is encoded long before it is taken."""
     batches = [range(start, start + 8) for start in range(0, 160, 8)]
     numbers, begun, shown = set(), [], []
     original = TorchEncoder.encode_pixels
@@ -198,12 +198,12 @@ def test_batches_are_encoded_at_the_same_time_in_their_order(retriever, threads,
     with retriever.encoding(batches, solid_if_sound, 160, True) as encoded:
         for number, (batch, codes_NK) in enumerate(encoded):
             assert len(shown) == number
-            assert len(begun) <= number + 1 + threads
+            assert len(begun) <= number + 1 + min(threads, 4)
             taken += batch.notes
             codes.append(codes_NK)
     assert taken == list(range(160))
     assert codes[2] is None
-    assert numbers == {1}
+    assert numbers == {max(threads // 4, 1)}
     assert sum(shown) == 160
     images = [solid(number, None)[1] for own in batches for number in own if not 16 <= number < 24]
     wanted = retriever.model.get_image_hash(retriever.processor(images=images, return_tensors="pt")["pixel_values"])
@@ -235,7 +235,7 @@ def test_an_error_of_the_model_comes_in_its_turn_and_stops_the_threads(retriever
     with pytest.raises(KeyboardInterrupt):
         encode_all()
     assert got == [0, 2, 4]
-    assert len(calls) <= 4 + threads
+    assert len(calls) <= 4 + min(threads, 4)
     for thread in threading.enumerate():
         if thread.name.startswith("batches"):
             thread.join(WAIT_S)
