@@ -93,11 +93,7 @@ class DelegatingEncoder(ImageTextEncoder):
     def encode_pixels(self, pixel_values: Any) -> np.ndarray:
         return self.encoder.encode_pixels(pixel_values)
 
-    @property
-    def batches_at_once(self) -> int:
-        return self.encoder.batches_at_once
-
-    def encoding_pool(self) -> ThreadPoolExecutor:
+    def encoding_pool(self) -> ThreadPoolExecutor | None:
         return self.encoder.encoding_pool()
 
     def encode_expanded(self, texts: list[str]) -> np.ndarray:

@@ -25,8 +25,10 @@ from cmfah_hf.retrieval.terms import checked_texts
 if TYPE_CHECKING:
     from cmfah_hf.expansion import GraphExpander
 
+# Batches of images that are encoded at the same time, at most, which bounds the memory.
+BATCHES_AT_ONCE = 4
 # A batch with its codes `(N, K)`, or None without a readable image.
-EncodedBatch = tuple[PreparedBatch[Any, Any], np.ndarray | None]
+BatchWithCodes = tuple[PreparedBatch[Any, Any], np.ndarray | None]
 
 Backend = Literal["torch", "onnx"]
 BACKENDS: tuple[Backend, ...] = ("torch", "onnx")
@@ -79,14 +81,9 @@ class ImageTextEncoder(ABC):
     def encode_pixels(self, pixel_values: Any) -> np.ndarray:
         """Continuous codes `(N, K)` in (-1, 1), float32, of images `(N, 3, H, W)` as `prepare` returns them."""
 
-    @property
-    def batches_at_once(self) -> int:
-        """How many batches of images are encoded at the same time, each in a thread of `encoding_pool`."""
-        return 1
-
-    def encoding_pool(self) -> ThreadPoolExecutor:
-        """The threads of `batches_at_once`."""
-        return ThreadPoolExecutor(self.batches_at_once, "batches")
+    def encoding_pool(self) -> ThreadPoolExecutor | None:
+        """Threads that encode a batch of images each, up to `BATCHES_AT_ONCE`. None: the calling thread encodes all."""
+        return None
 
     @contextmanager
     def encoding(
@@ -95,11 +92,13 @@ class ImageTextEncoder(ABC):
         read: Callable[..., tuple[Any, Any]],
         total: int | None = None,
         progress: bool = False,
-    ) -> Iterator[Iterator[EncodedBatch]]:
+    ) -> Iterator[Iterator[BatchWithCodes]]:
         """Batches of images in their order, each with its codes; the next ones are prepared and encoded meanwhile.
 
         Args:
-            batches, read, total, progress: As of `ImagePreparation.prepared`.
+            batches, read: As of `ImagePreparation.prepared`.
+            total: The number of items, if it is known.
+            progress: Show a progress bar of the batches that the caller is done with.
         """
         with (
             self.prepare(batches, read) as prepared,
@@ -108,18 +107,18 @@ class ImageTextEncoder(ABC):
         ):
             yield _counted(encoded, bar)
 
-    def _encoded(self, prepared: Iterator[PreparedBatch[Any, Any]]) -> Generator[EncodedBatch, None, None]:
+    def _encoded(self, prepared: Iterator[PreparedBatch[Any, Any]]) -> Generator[BatchWithCodes, None, None]:
         first = list(islice(prepared, 2))
-        if len(first) < 2 or self.batches_at_once == 1:
+        pool = self.encoding_pool() if len(first) > 1 else None  # a query: threads would take longer to start
+        if pool is None:
             for batch in chain(first, prepared):
                 yield batch, self._codes_of(batch)
             return
-        pool = self.encoding_pool()
         waiting: deque[tuple[PreparedBatch[Any, Any], Future[np.ndarray | None]]] = deque()
         try:
             for batch in chain(first, prepared):
                 waiting.append((batch, pool.submit(self._codes_of, batch)))
-                if len(waiting) > self.batches_at_once:
+                if len(waiting) > BATCHES_AT_ONCE:
                     ready, codes = waiting.popleft()
                     yield ready, codes.result()
             for ready, codes in waiting:
@@ -181,7 +180,7 @@ class ImageTextEncoder(ABC):
         return np.empty((0, self.hash_bits), np.float32)
 
 
-def _counted(encoded: Iterable[EncodedBatch], bar: Any) -> Iterator[EncodedBatch]:
+def _counted(encoded: Iterable[BatchWithCodes], bar: Any) -> Iterator[BatchWithCodes]:
     for batch, codes_NK in encoded:
         yield batch, codes_NK
         bar.update(len(batch.items))

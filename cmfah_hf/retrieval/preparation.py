@@ -18,7 +18,6 @@ from PIL import Image
 from cmfah_hf.data.images import decode_image
 from cmfah_hf.errors import ImageError, QueryError
 from cmfah_hf.retrieval.image_options import ImageOptions
-from cmfah_hf.retrieval.items import progress_bar
 
 BatchT = TypeVar("BatchT", bound=Sequence[Any])
 NoteT = TypeVar("NoteT")
@@ -87,8 +86,6 @@ class ImagePreparation:
         self,
         batches: Iterable[BatchT],
         read: Callable[[Any, Size | None], tuple[NoteT, Image.Image | None]],
-        total: int | None = None,
-        progress: bool = False,
     ) -> Iterator[Iterator[PreparedBatch[BatchT, NoteT]]]:
         """The batches in their order, each with the pixels of its readable images.
 
@@ -96,17 +93,9 @@ class ImagePreparation:
             batches: The items in batches; taken in the calling thread, ahead of the batches that are returned.
             read: Reads one item, in one of the threads: from it and `least` of `decode_image`, a note for the caller
                 and the image or None.
-            total: The number of items, if it is known.
-            progress: Show a progress bar of the batches that the caller is done with.
         """
-        with progress_bar(total, "Images", progress) as bar, closing(self._batches(batches, read)) as prepared:
-            yield self._counted(prepared, bar)
-
-    @staticmethod
-    def _counted(prepared: Iterable[PreparedBatch[BatchT, NoteT]], bar: Any) -> Iterator[PreparedBatch[BatchT, NoteT]]:
-        for batch in prepared:
-            yield batch
-            bar.update(len(batch.items))
+        with closing(self._batches(batches, read)) as prepared:
+            yield prepared
 
     def _batches(
         self, batches: Iterable[BatchT], read: Callable[[Any, Size | None], tuple[NoteT, Image.Image | None]]

@@ -17,14 +17,11 @@ from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.image_parts import in_parts, pool_of_threads
 from cmfah_hf.models.text_reading import TextReader
-from cmfah_hf.retrieval.encoder import ImageTextEncoder
+from cmfah_hf.retrieval.encoder import BATCHES_AT_ONCE, ImageTextEncoder
 from cmfah_hf.retrieval.fingerprint import LazyFingerprint
 from cmfah_hf.retrieval.image_options import ImageOptions
 from cmfah_hf.retrieval.items import batches_of
 from cmfah_hf.retrieval.preparation import ImagePreparation, Size
-
-# Batches that a CPU encodes at the same time, which bounds the memory and keeps many processors busy with few batches.
-_MOST_BATCHES = 4
 
 
 class TorchEncoder(ImageTextEncoder):
@@ -94,13 +91,13 @@ class TorchEncoder(ImageTextEncoder):
             raise QueryError("This model was loaded for texts only; load it without texts_only to encode images.")
         return np.concatenate(in_parts(self._codes_of_images, pixel_values))
 
-    @property
-    def batches_at_once(self) -> int:
-        """On a CPU, a batch for each of PyTorch's threads, up to a few: they do not wait for each other then."""
-        return min(torch.get_num_threads(), _MOST_BATCHES) if self.model.device.type == "cpu" else 1
-
-    def encoding_pool(self) -> ThreadPoolExecutor:
-        return pool_of_threads(self.batches_at_once, "batches", torch.get_num_threads() // self.batches_at_once)
+    def encoding_pool(self) -> ThreadPoolExecutor | None:
+        """On a CPU, threads that share those of PyTorch: batches do not wait for each other at every operation."""
+        threads = torch.get_num_threads()
+        if threads == 1 or self.model.device.type != "cpu":
+            return None
+        workers = min(threads, BATCHES_AT_ONCE)
+        return pool_of_threads(workers, "batches", threads // workers)
 
     @torch.inference_mode()
     def _codes_of_images(self, pixel_values: torch.Tensor) -> np.ndarray:

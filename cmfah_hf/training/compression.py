@@ -36,7 +36,7 @@ from cmfah_hf.retrieval.folders import folder_index_path
 from cmfah_hf.retrieval.folders.filling import records_of_folder
 from cmfah_hf.retrieval.folders.reading import read_path
 from cmfah_hf.retrieval.image_options import ImageOptions
-from cmfah_hf.retrieval.items import batches_of, values_of_source
+from cmfah_hf.retrieval.items import batches_of, progress_bar, values_of_source
 from cmfah_hf.retrieval.model_source import IMAGES_INDEX
 from cmfah_hf.retrieval.preparation import ImagePreparation, PreparedBatch, Size, read_if_sound
 from cmfah_hf.retrieval.storage.folder_records import FileRecord
@@ -216,9 +216,11 @@ class _Reading:
             places = batches_of(range(len(ids)), batch_size, "Images", False)
             batches = ([(ids[place], rows[place]) for place in own] for own in places)
             preparation = ImagePreparation(TorchPixels(self.processor, self.model.device), ImageOptions())
-            with preparation.prepared(batches, read, len(ids), progress) as prepared:
+            bar = progress_bar(len(ids), "Images", progress)
+            with preparation.prepared(batches, read) as prepared, bar as shown:
                 for batch in prepared:
                     self._add(batch)
+                    shown.update(len(batch.items))
             self.records = {item_id: self.records[item_id] for item_id in ids if item_id in self.records}  # in order
 
     def _add(self, batch: PreparedBatch[list[_Row], ImageError | None]) -> None:

@@ -198,7 +198,7 @@ def test_batches_are_encoded_at_the_same_time_in_their_order(retriever, threads,
     with retriever.encoding(batches, solid_if_sound, 160, True) as encoded:
         for number, (batch, codes_NK) in enumerate(encoded):
             assert len(shown) == number
-            assert len(begun) <= number + 1 + min(threads, 4)
+            assert len(begun) <= number + 1 + 4
             taken += batch.notes
             codes.append(codes_NK)
     assert taken == list(range(160))
@@ -235,7 +235,7 @@ def test_an_error_of_the_model_comes_in_its_turn_and_stops_the_threads(retriever
     with pytest.raises(KeyboardInterrupt):
         encode_all()
     assert got == [0, 2, 4]
-    assert len(calls) <= 4 + min(threads, 4)
+    assert len(calls) <= 4 + 4
     for thread in threading.enumerate():
         if thread.name.startswith("batches"):
             thread.join(WAIT_S)
