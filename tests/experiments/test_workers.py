@@ -97,6 +97,7 @@ def test_progress_is_shown_for_every_run(write_grid, tmp_path, monkeypatch):
 def die_of_the_second(run, output):
     if run.seed == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(1)  # so that runs are left when the process dies
     return Ended(None, float(run.seed))
 
 
