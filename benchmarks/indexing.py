@@ -7,8 +7,8 @@ Draws JPEGs of 640 x 480 and a model with the backbone of a ResNet-18 (random we
 them), or takes `--model`. In each round, the same images are decoded alone (read, decoded and resized, in the threads
 of `cmfah index`), encoded alone (from prepared batches) and indexed, in turn, in one process on the same processors.
 Two bounds are given: the slower of the two rates, and what remains if both share the processors, whose work adds up.
-Then `--images` JPEGs are indexed by `cmfah index` in a new process, and again without changes. Decoding and encoding
-alone are measured right before and after it, since the speed of a machine changes within minutes.
+Then `--images` JPEGs are indexed by `cmfah index` in a new process, and again without changes. The speed of a machine
+changes within minutes, so that this process is paused every 45 seconds while decoding and encoding alone are measured.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from cmfah_hf.retrieval.items import batches_of
 from cmfah_hf.retrieval.preparation import read_image
 
 _BATCH = 32
+_PAUSED_EVERY_S = 45.0
 # Ends with the peak of its resident memory in bytes. That of `getrusage` would include this process's.
 _PROGRAM = """
 import pathlib, resource, sys
@@ -162,6 +164,27 @@ class _Parts:
         return max(_seconds_of(self.decode), _seconds_of(self.encode)) / len(self._files)
 
 
+def _run(command: list[str], in_a_pause: Callable[[], None]) -> tuple[float, int]:
+    """Seconds of a command without its pauses, and its peak memory in bytes. Raises if it fails."""
+    with tempfile.TemporaryFile("w+") as told:
+        start, paused_s = time.perf_counter(), 0.0
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told)
+        while True:
+            try:
+                process.wait(_PAUSED_EVERY_S)
+                break
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGSTOP)
+                paused_s += _seconds_of(in_a_pause)
+                process.send_signal(signal.SIGCONT)
+        seconds = time.perf_counter() - start - paused_s
+        told.seek(0)
+        lines = told.read().split("\n")
+        if process.returncode:
+            raise SystemExit("\n".join(lines[-20:]))
+        return seconds, int(lines[-2])
+
+
 def _seconds_of(part: Callable[[], None]) -> float:
     start = time.perf_counter()
     part()
@@ -170,21 +193,19 @@ def _seconds_of(part: Callable[[], None]) -> float:
 
 def _whole(own: argparse.Namespace, model: str, folder: Path, count: int, parts: _Parts) -> dict[str, float]:
     """Seconds and peak memory of `cmfah index` in new processes: first, and again without changes. The first one's
-    rate is compared with that of the slower part before and after it."""
+    rate is compared with that of the slower part, measured between its parts."""
     photographs, target = folder / f"photographs-{count}", folder / f"{count}.index"
     draw_photographs(photographs, count)
     command = [sys.executable, "-c", _PROGRAM, "index", model, str(photographs)]
     command += ["-o", str(target), "--json", "--batch-size", str(_BATCH)]
     command += ["--fast-decoding"] * own.fast_decoding + (["--workers", str(own.workers)] if own.workers else [])
     found: dict[str, float] = {"images": count}
-    alone_s = [parts.seconds_of_the_slower()]
+    alone_s: list[float] = []
     for name in ("first", "again"):
-        start = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[f"{name}_seconds"] = time.perf_counter() - start
-        found[f"{name}_peak_megabytes"] = int(done.stderr.split()[-1]) / 1e6
-        if name == "first":
-            alone_s.append(parts.seconds_of_the_slower())
+        seconds, peak = _run(command, lambda: alone_s.append(parts.seconds_of_the_slower()))
+        found |= {f"{name}_seconds": seconds, f"{name}_peak_megabytes": peak / 1e6}
+    if not alone_s:  # the run was shorter than what a pause waits for
+        alone_s.append(parts.seconds_of_the_slower())
     found["rate"] = count / found["first_seconds"]
     found["rate_of_the_slower"] = 1 / statistics.mean(alone_s)
     found["of_the_slower"] = found["rate"] / found["rate_of_the_slower"]

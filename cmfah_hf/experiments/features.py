@@ -17,18 +17,30 @@ from cmfah_hf.data.rows.columns import IMAGE_FEATURES, TEXT_FEATURES
 from cmfah_hf.errors import CMFAHError, DataError
 from cmfah_hf.models import CMFAHConfig, CMFAHProcessor, CMFAHTextModel
 from cmfah_hf.training.backbone import load_text_backbone_weights
+from cmfah_hf.training.data.kept_tables import REGION_COLUMNS
 from cmfah_hf.training.preparation import read_pairs
 from cmfah_hf.training.settings.configuration import Run
 
+REGIONS, MIRRORED = REGION_COLUMNS
 _TEXTS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class Items:
-    """Features `(N, D)` by modality, and labels `(N, C)` bool."""
+    """Features `(N, D)` by modality, labels `(N, C)` bool, and features `(N, D)` of the mirror images, if they are kept.
+
+    Mirror images serve only for fitting.
+    """
 
     features: Mapping[str, Any]
     labels: np.ndarray
+    mirrored: np.ndarray | None = None
+
+    def samples(self, modality: str) -> tuple[Any, np.ndarray]:
+        """What a modality is fitted on: features and labels, of images followed by those of their mirror images."""
+        if modality != "image" or self.mirrored is None:
+            return self.features[modality], self.labels
+        return np.concatenate([self.features[modality], self.mirrored]), np.concatenate([self.labels] * 2)
 
 
 def items_of_run(run: Run, output: Path) -> dict[str, Items]:
@@ -44,7 +56,7 @@ def items_of_run(run: Run, output: Path) -> dict[str, Items]:
     """
     pairs = read_pairs(run, output)
     columns = pairs.splits["train"].column_names
-    if not {"region_features", IMAGE_FEATURES} & set(columns) or "query" not in pairs.splits:
+    if not {REGIONS, IMAGE_FEATURES} & set(columns) or "query" not in pairs.splits:
         raise DataError("A reference needs a frozen backbone with --keep_regions true, and a query split.")
     config = run.model_config()
     features = partial(mean_tokens, config) if config.text_backbone_config is not None else None
@@ -56,8 +68,9 @@ def read_items(
 ) -> dict[str, Items]:
     """Features and labels of data sets with `text` and `labels`.
 
-    Features of images are `image_features`, or the normalized mean of `region_features`; features of texts are
-    `text_features` of the data, or what is computed of `text`.
+    Features of images are `image_features`, or the normalized mean of `region_features` (and of the regions of mirror
+    images, where `--mirror true` keeps them); features of texts are `text_features` of the data, or what is computed of
+    `text`.
 
     Args:
         splits: The data sets.
@@ -73,7 +86,8 @@ def read_items(
     for name, rows in splits.items():
         texts = _column(rows, TEXT_FEATURES) if compute is None else compute(list(rows["text"]))
         features = {"image": _image_features(rows), "text": texts}
-        items[name] = Items(features, encode_labels(rows["labels"], classes) > 0)
+        mirrored = _mean_regions(rows, MIRRORED) if MIRRORED in rows.column_names else None
+        items[name] = Items(features, encode_labels(rows["labels"], classes) > 0, mirrored)
     return items
 
 
@@ -92,9 +106,13 @@ def _column(rows: Any, name: str) -> np.ndarray:
 def _image_features(rows: Any) -> np.ndarray:
     if IMAGE_FEATURES in rows.column_names:
         return _column(rows, IMAGE_FEATURES)
+    return _mean_regions(rows, REGIONS)
+
+
+def _mean_regions(rows: Any, column: str) -> np.ndarray:
     means = [
-        np.asarray(batch["region_features"], dtype=np.float32).mean(axis=1)
-        for batch in rows.select_columns(["region_features"]).iter(batch_size=256)
+        np.asarray(batch[column], dtype=np.float32).mean(axis=1)
+        for batch in rows.select_columns([column]).iter(batch_size=256)
     ]
     return of_length_one(np.concatenate(means))
 

@@ -112,18 +112,22 @@ def curves_of(fitted: Mapping[str, list[Any]], queries: Items, database: Items) 
 
 
 def fit(items: Items, modality: str, c: float) -> list[Any]:
-    """One classifier per class, or a constant probability if all items have the same label."""
+    """One classifier per class, or a constant probability if all items have the same label.
+
+    Images are joined by their mirror images, where those are kept.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     models: list[Any] = []
+    x_ND, labels_NC = items.samples(modality)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        for labels_N in items.labels.T:
+        for labels_N in labels_NC.T:
             if labels_N.all() or not labels_N.any():
                 models.append(float(labels_N[0]))
             else:
-                models.append(LogisticRegression(C=c, max_iter=_MOST_STEPS).fit(items.features[modality], labels_N))
+                models.append(LogisticRegression(C=c, max_iter=_MOST_STEPS).fit(x_ND, labels_N))
     return models
 
 

@@ -84,6 +84,36 @@ def test_a_class_of_all_or_no_items_is_a_constant(make_items):
     assert not np.isnan(posteriors(models, items, "image")).any()
 
 
+def test_images_are_fitted_with_their_mirror_images(make_items):
+    items, queries = make_items(60, 0), make_items(20, 1)
+    mirrored = items.features["image"][:, ::-1].copy()
+    both = Items(items.features, items.labels, mirrored)
+    doubled = Items(
+        {name: np.concatenate([items.features[name], other]) for name, other in (("image", mirrored), ("text", mirrored))},
+        np.concatenate([items.labels, items.labels]),
+    )
+    found, expected = (posteriors(fit(own, "image", 0.3), queries, "image") for own in (both, doubled))
+    np.testing.assert_array_equal(found, expected)
+    assert not np.allclose(found, posteriors(fit(items, "image", 0.3), queries, "image"), atol=1e-3)
+    texts = [posteriors(fit(own, "text", 0.3), queries, "text") for own in (both, items)]
+    np.testing.assert_array_equal(*texts)
+
+
+def test_mirror_images_are_the_means_of_their_kept_regions():
+    rng = np.random.default_rng(0)
+    names = ("region_features", "region_features_mirrored")
+    regions = {name: rng.normal(size=(4, 3, 6)).astype(np.float32) for name in names}
+    columns = {"text": ["a b"] * 4, "labels": [["x"], ["y"], ["x"], ["y"]]}
+    with_mirrored = Dataset.from_dict({**columns, **{name: list(values) for name, values in regions.items()}})
+    items = features.read_items(
+        {"train": with_mirrored, "query": with_mirrored.remove_columns(names[1])}, with_mirrored, lambda texts: np.eye(4)
+    )
+    means = regions[names[1]].mean(axis=1)
+    expected = means / np.linalg.norm(means, axis=1, keepdims=True)
+    np.testing.assert_allclose(items["train"].mirrored, expected, rtol=1e-5)
+    assert items["query"].mirrored is None
+
+
 def test_a_missing_scikit_learn_names_the_extra(monkeypatch):
     import sys
 
