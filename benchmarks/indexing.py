@@ -5,10 +5,11 @@
 
 Draws JPEGs of 640 x 480 and a model with the backbone of a ResNet-18 (random weights; its speed does not depend on
 them), or takes `--model`. In each round, the same images are decoded alone (read, decoded and resized, in the threads
-of `cmfah index`), encoded alone (from prepared batches) and indexed, in turn, in one process on the same processors.
-Two bounds are given: the slower of the two rates, and what remains if both share the processors, whose work adds up.
+of `cmfah index`), encoded alone (from prepared batches, one after the other and, as in indexing, several at the same
+time) and indexed, in turn, in one process on the same processors. Indexing is compared with the slower of decoding and
+encoding, each way, and with what remains if both share the processors, whose work adds up.
 Then `--images` JPEGs are indexed by `cmfah index` in a new process, and again without changes. The speed of a machine
-changes within minutes, so that this process is paused every 45 seconds while decoding and encoding alone are measured.
+changes within minutes, so that this process is paused every 90 seconds while decoding and encoding alone are measured.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +40,7 @@ from cmfah_hf.retrieval.items import batches_of
 from cmfah_hf.retrieval.preparation import read_image
 
 _BATCH = 32
-_PAUSED_EVERY_S = 45.0
+_PAUSED_EVERY_S = 90.0
 # Ends with the peak of its resident memory in bytes. That of `getrusage` would include this process's.
 _PROGRAM = """
 import pathlib, resource, sys
@@ -138,6 +140,11 @@ class _Parts:
         for pixel_values in self._kept:
             self._retriever.encode_pixels(pixel_values)
 
+    def encode_at_once(self) -> None:
+        pool = self._retriever.encoding_pool()  # None: one batch after the other, as in indexing
+        with pool or nullcontext():
+            list((map if pool is None else pool.map)(self._retriever.encode_pixels, self._kept))
+
     def index(self) -> None:
         self._target.unlink(missing_ok=True)
         demand = ModelOnDemand.of(self._retriever)
@@ -145,23 +152,26 @@ class _Parts:
 
     def rates(self, rounds: int) -> dict[str, float]:
         """The medians of the rates of all parts, measured in turn, and those of the shares in each round."""
-        parts = {"decode": self.decode, "encode": self.encode, "index": self.index}
+        parts = {"decode": self.decode, "encode": self.encode, "encode_at_once": self.encode_at_once}
+        parts["index"] = self.index
         measured: dict[str, list[float]] = {name: [] for name in parts}
         for number in range(rounds + 1):
             for name in list(parts)[:: 1 if number % 2 else -1]:
                 seconds = _seconds_of(parts[name])
                 if number:  # the first one is a warm-up
                     measured[name].append(seconds)
-        decode_s, encode_s, index_s = (np.array(seconds) for seconds in measured.values())
+        decode_s, encode_s, at_once_s, index_s = (np.array(own) for own in measured.values())
         return {
-            **{name: len(self._files) / statistics.median(seconds) for name, seconds in measured.items()},
+            **{name: len(self._files) / statistics.median(own) for name, own in measured.items()},
             "of_the_slower": float(np.median(np.maximum(decode_s, encode_s) / index_s)),
-            "of_both_together": float(np.median((decode_s + encode_s) / index_s)),
+            "of_the_slower_at_once": float(np.median(np.maximum(decode_s, at_once_s) / index_s)),
+            "of_both_together": float(np.median((decode_s + at_once_s) / index_s)),
         }
 
-    def seconds_of_the_slower(self) -> float:
-        """Seconds that the slower of decoding and encoding alone takes for one image."""
-        return max(_seconds_of(self.decode), _seconds_of(self.encode)) / len(self._files)
+    def seconds_alone(self) -> dict[str, float]:
+        """Seconds that each part alone takes for one image."""
+        parts = {"decode": self.decode, "encode": self.encode, "encode_at_once": self.encode_at_once}
+        return {name: _seconds_of(part) / len(self._files) for name, part in parts.items()}
 
 
 def _run(command: list[str], in_a_pause: Callable[[], None]) -> tuple[float, int]:
@@ -200,15 +210,17 @@ def _whole(own: argparse.Namespace, model: str, folder: Path, count: int, parts:
     command += ["-o", str(target), "--json", "--batch-size", str(_BATCH)]
     command += ["--fast-decoding"] * own.fast_decoding + (["--workers", str(own.workers)] if own.workers else [])
     found: dict[str, float] = {"images": count}
-    alone_s: list[float] = []
+    alone: list[dict[str, float]] = []
     for name in ("first", "again"):
-        seconds, peak = _run(command, lambda: alone_s.append(parts.seconds_of_the_slower()))
+        seconds, peak = _run(command, lambda: alone.append(parts.seconds_alone()))
         found |= {f"{name}_seconds": seconds, f"{name}_peak_megabytes": peak / 1e6}
-    if not alone_s:  # the run was shorter than what a pause waits for
-        alone_s.append(parts.seconds_of_the_slower())
+    if not alone:  # the run was shorter than what a pause waits for
+        alone.append(parts.seconds_alone())
     found["rate"] = count / found["first_seconds"]
-    found["rate_of_the_slower"] = 1 / statistics.mean(alone_s)
-    found["of_the_slower"] = found["rate"] / found["rate_of_the_slower"]
+    slower = {"": "encode", "_at_once": "encode_at_once"}
+    for name, encode in slower.items():
+        slower_s = statistics.mean(max(seconds["decode"], seconds[encode]) for seconds in alone)
+        found |= {f"rate_of_the_slower{name}": 1 / slower_s, f"of_the_slower{name}": found["rate"] * slower_s}
     shutil.rmtree(photographs)
     return found
 

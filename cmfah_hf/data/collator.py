@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from cmfah_hf.data.images.decoding import decode_image
+from cmfah_hf.data.images.pixels import pixel_values_of
 from cmfah_hf.data.rows.columns import IMAGE_FEATURES, TEXT_FEATURES
 from cmfah_hf.data.similarity import LabelSimilarity, Similarity
 
@@ -84,8 +85,8 @@ class PairCollator:
         elif IMAGE_FEATURES in rows[0]:
             batch["region_features"] = _given(rows, IMAGE_FEATURES)
         else:
-            images = [decode_image(row["image"], name=str(row.get("id", "")) or None) for row in rows]
-            batch["pixel_values"] = self.processor(images=images, return_tensors="pt")["pixel_values"]
+            images = (decode_image(row["image"], name=str(row.get("id", "")) or None) for row in rows)
+            batch["pixel_values"] = pixel_values_of(self.processor, images)
         if self.similarity is not None:
             batch["labels"] = torch.from_numpy(self.similarity(rows, texts))
         if "row" in rows[0]:

@@ -27,7 +27,7 @@ _TEXTS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Items:
-    """Features `(N, D)` by modality, labels `(N, C)` bool, and features `(N, D)` of the mirror images, if they are kept.
+    """Features `(N, D)` by modality, labels `(N, C)` bool, and features `(N, D)` of the mirror images, if any.
 
     Mirror images serve only for fitting.
     """

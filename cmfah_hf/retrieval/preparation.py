@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from PIL import Image
 
-from cmfah_hf.data.images import decode_image
+from cmfah_hf.data.images.decoding import decode_image, few_at_a_time
 from cmfah_hf.errors import ImageError, QueryError
 from cmfah_hf.retrieval.image_options import ImageOptions
 
@@ -23,10 +23,10 @@ BatchT = TypeVar("BatchT", bound=Sequence[Any])
 NoteT = TypeVar("NoteT")
 Size = tuple[int, int]
 
-_Part = tuple[list[NoteT], Any]
+_Part = tuple[list[NoteT], list[Any]]
 
-# Images that one thread prepares at a time.
-_PART = 16
+# Images that one thread prepares at a time: batches of this size, the default, need not be joined.
+_PART = 32
 # More threads than this compete for the interpreter's lock.
 _MOST_WORKERS = 8
 
@@ -102,9 +102,16 @@ class ImagePreparation:
     ) -> Generator[PreparedBatch[BatchT, NoteT], None, None]:
 
         def prepare(part: Sequence[Any]) -> _Part[NoteT]:
-            found = [read(item, self._least) for item in part]
-            images = [image for _, image in found if image is not None]
-            return [note for note, _ in found], self._maker.pixels(images) if images else None
+            notes: list[NoteT] = []
+
+            def readable() -> Iterator[Image.Image]:
+                for item in part:
+                    note, image = read(item, self._least)
+                    notes.append(note)
+                    if image is not None:
+                        yield image
+
+            return notes, [self._maker.pixels(few) for few in few_at_a_time(readable())]
 
         source = iter(batches)
         batch = next(source, None)
@@ -129,7 +136,7 @@ class ImagePreparation:
 
     def _joined(self, items: BatchT, parts: list[_Part[NoteT]]) -> PreparedBatch[BatchT, NoteT]:
         notes = [note for part, _ in parts for note in part]
-        pixels = [part for _, part in parts if part is not None]
+        pixels = [made for _, own in parts for made in own]
         return PreparedBatch(items, notes, self._maker.joined(pixels) if pixels else None)
 
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from cmfah_hf.data.images import decode_image
+from cmfah_hf.data.images.pixels import pixel_values_of
 from cmfah_hf.errors import QueryError
 from cmfah_hf.expansion import GraphExpander
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
@@ -120,10 +121,9 @@ class TorchEncoder(ImageTextEncoder):
         image_parts, text_parts = [self._no_codes()], [self._no_codes()]
         for batch in batches_of(zip(images, texts, strict=True), batch_size, "Pairs", progress):
             own_images, own_texts = zip(*batch, strict=True)
-            inputs = self.processor(
-                images=[decode_image(image) for image in own_images], text=self.expand(own_texts), return_tensors="pt"
-            ).to(self.model.device)
-            outputs = self.model(**inputs)
+            inputs = self.processor(text=self.expand(own_texts), return_tensors="pt")
+            inputs["pixel_values"] = pixel_values_of(self.processor, map(decode_image, own_images))
+            outputs = self.model(**inputs.to(self.model.device))
             image_parts.append(_as_array(outputs.image_hash))
             text_parts.append(_as_array(outputs.text_hash))
         return np.concatenate(image_parts), np.concatenate(text_parts)
@@ -145,7 +145,8 @@ class TorchPixels:
         return pixels_NCHW.pin_memory() if self._device.type == "cuda" else pixels_NCHW
 
     def joined(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        return torch.cat([part.to(self._device, non_blocking=True) for part in parts])
+        moved = [part.to(self._device, non_blocking=True) for part in parts]
+        return moved[0] if len(moved) == 1 else torch.cat(moved)
 
     def pool(self, workers: int) -> ThreadPoolExecutor:
         return pool_of_threads(workers, "images")

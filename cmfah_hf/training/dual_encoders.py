@@ -18,6 +18,7 @@ from transformers.utils import CONFIG_NAME
 
 from cmfah_hf.data.collator import captions_in
 from cmfah_hf.data.images import decode_image
+from cmfah_hf.data.images.pixels import pixel_values_of
 from cmfah_hf.errors import CheckpointError
 from cmfah_hf.hub_access import hub_errors
 from cmfah_hf.methods.closed_form import CodeFitter, HashProjection
@@ -110,9 +111,9 @@ def fill_head(model: CMFAHModel, projection: HashProjection) -> None:
 
 
 @torch.inference_mode()
-def image_vectors(model: CMFAHModel, processor: CMFAHProcessor, images: list[Image.Image]) -> np.ndarray:
+def image_vectors(model: CMFAHModel, processor: CMFAHProcessor, images: Iterable[Image.Image]) -> np.ndarray:
     """The encoder's vectors of images, `(N, E)` float32 of unit length."""
-    return vectors_of_pixels(model, processor(images=images, return_tensors="pt")["pixel_values"].to(model.device))
+    return vectors_of_pixels(model, pixel_values_of(processor, images).to(model.device))
 
 
 @torch.inference_mode()
@@ -154,7 +155,7 @@ def fit_head(
         if "region_features" in batch[0]:  # which begin with the vector
             vectors_NE = np.stack([np.asarray(row["region_features"], np.float32)[0, :width] for row in batch])
         else:
-            vectors_NE = image_vectors(model, processor, [decode_image(row["image"]) for row in batch])
+            vectors_NE = image_vectors(model, processor, (decode_image(row["image"]) for row in batch))
         fitter.add_pairs(vectors_NE, text_vectors(model, processor, [first_text(row, text_column) for row in batch]))
     projection = fitter.fit(model.config.hash_bits).projection
     fill_head(model, projection)

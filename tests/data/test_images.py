@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cmfah_hf.data import decode_image, drop_unreadable, make_scenes
+from cmfah_hf.data.images.decoding import few_at_a_time
 from cmfah_hf.errors import ImageError
 
 LOSSLESS = ["PNG", "BMP", "TIFF", "GIF", "PPM"]
@@ -260,3 +261,20 @@ def test_dropping_nothing_changes_nothing(caplog):
     with caplog.at_level(logging.WARNING):
         assert drop_unreadable(scenes) is scenes
     assert not caplog.records
+
+
+def test_few_large_images_are_decoded_at_a_time():
+    """Lists of ten million pixels or one image, each complete before the next image is taken."""
+    sides, taken = [2000, 2000, 2000, 4000, 10, 10], []
+
+    def images():
+        for side in sides:
+            taken.append(side)
+            yield Image.new("1", (side, side))
+
+    found = []
+    for few in few_at_a_time(images()):
+        found.append([image.width for image in few])
+        assert taken == [side for own in found for side in own]
+    assert found == [[2000, 2000, 2000], [4000], [10, 10]]
+    assert list(few_at_a_time([])) == []

@@ -89,7 +89,10 @@ def test_images_are_fitted_with_their_mirror_images(make_items):
     mirrored = items.features["image"][:, ::-1].copy()
     both = Items(items.features, items.labels, mirrored)
     doubled = Items(
-        {name: np.concatenate([items.features[name], other]) for name, other in (("image", mirrored), ("text", mirrored))},
+        {
+            name: np.concatenate([items.features[name], other])
+            for name, other in (("image", mirrored), ("text", mirrored))
+        },
         np.concatenate([items.labels, items.labels]),
     )
     found, expected = (posteriors(fit(own, "image", 0.3), queries, "image") for own in (both, doubled))
@@ -106,7 +109,9 @@ def test_mirror_images_are_the_means_of_their_kept_regions():
     columns = {"text": ["a b"] * 4, "labels": [["x"], ["y"], ["x"], ["y"]]}
     with_mirrored = Dataset.from_dict({**columns, **{name: list(values) for name, values in regions.items()}})
     items = features.read_items(
-        {"train": with_mirrored, "query": with_mirrored.remove_columns(names[1])}, with_mirrored, lambda texts: np.eye(4)
+        {"train": with_mirrored, "query": with_mirrored.remove_columns(names[1])},
+        with_mirrored,
+        lambda texts: np.eye(4),
     )
     means = regions[names[1]].mean(axis=1)
     expected = means / np.linalg.norm(means, axis=1, keepdims=True)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cmfah_hf.data.images import decoding
 from cmfah_hf.errors import ImageError, QueryError
 from cmfah_hf.models import image_parts
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex, ImageOptions, encoder
@@ -98,6 +99,31 @@ def test_memory_is_bounded(retriever):
         for number, _ in zip(range(50), prepared, strict=False):
             assert len(taken) <= number + 1 + 2 * 2 + 1
     assert len(taken) < 60
+
+
+def test_few_large_images_are_decoded_at_a_time(retriever, monkeypatch):
+    """A thread resizes what it has decoded once that has many pixels; what it makes of the images stays the same."""
+    sizes, at_once = [], 3 * 64
+    whole = TorchPixels(retriever.processor, torch.device("cpu"))
+    monkeypatch.setattr(decoding, "_PIXELS_AT_ONCE", at_once)
+
+    class Noted(TorchPixels):
+        def pixels(self, images):
+            sizes.append([image.width * image.height for image in images])
+            return super().pixels(images)
+
+    def read(number, least):  # every fifth is unreadable, the others are of 64 or 256 pixels
+        side = 8 if number % 2 else 16
+        return number, None if number % 5 == 4 else Image.new("RGB", (side, side), (number, 0, 0))
+
+    noted = ImagePreparation(Noted(retriever.processor, torch.device("cpu")), ImageOptions(2)).prepared
+    with noted([range(50), [4, 9]], read) as prepared:
+        first, unreadable = list(prepared)
+    assert first.notes == list(range(50))
+    assert unreadable.pixel_values is None
+    assert torch.equal(first.pixel_values, whole.pixels([read(n, None)[1] for n in range(50) if n % 5 != 4]))
+    assert sum(map(len, sizes)) == 40
+    assert all(sum(own[:-1]) < at_once for own in sizes)
 
 
 def test_an_error_comes_in_its_turn_and_stops_the_threads(retriever):

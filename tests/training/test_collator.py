@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from cmfah_hf.data.collator import PairCollator
+from cmfah_hf.data.images import decoding
 from cmfah_hf.errors import ImageError
 
 CLASSES = ["boat", "car", "cat", "tree"]
@@ -44,6 +45,22 @@ def test_images_texts_labels_and_rows(processor):
     assert batch["labels"].tolist() == [[1, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert batch["labels"].dtype == torch.float32
     assert batch["row"].tolist() == [5, 0, 2]
+
+
+def test_large_images_are_prepared_one_by_one(processor, monkeypatch):
+    rows = [{"image": image(seed), "text": "boat"} for seed in range(3)]
+    whole = PairCollator(processor)(rows)
+    prepared, prepare = [], type(processor).__call__
+
+    def noted(self, images=None, text=None, **kwargs):
+        prepared.append(len(images or ()))
+        return prepare(self, images=images, text=text, **kwargs)
+
+    monkeypatch.setattr(type(processor), "__call__", noted)
+    monkeypatch.setattr(decoding, "_PIXELS_AT_ONCE", 1)
+    batch = PairCollator(processor)(rows)
+    assert [count for count in prepared if count] == [1, 1, 1]
+    assert torch.equal(batch["pixel_values"], whole["pixel_values"])
 
 
 def test_no_classes_and_no_row_column(processor):

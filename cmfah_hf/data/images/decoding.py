@@ -6,7 +6,7 @@ import os
 import stat
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -29,6 +29,8 @@ DAMAGED = (
     OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, AttributeError, EOFError, OverflowError,
     ArithmeticError, AssertionError, MemoryError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
+# Pixels of images that are decoded before they are resized, if there are several: 32 images of 640 x 480.
+_PIXELS_AT_ONCE = 10**7
 # A reduced image is still this many times as large as needed: the resizing that follows then hides the reduction.
 _REDUCING_GAP = 3
 _REDUCIBLE = frozenset({"JPEG", "MPO"})
@@ -72,6 +74,22 @@ def decode_image(value: ImageSource, name: str | None = None, least: tuple[int, 
             _reduce(image, least)
         image.load()
     return _upright(image)
+
+
+def few_at_a_time(images: Iterable[Image.Image]) -> Iterator[list[Image.Image]]:
+    """The images in lists that end at ten million pixels.
+
+    If `images` decodes them on demand, and each list is resized before the next one is taken, memory does not depend on
+    their sizes: 32 photographs of a telephone take gigabytes.
+    """
+    few: list[Image.Image] = []
+    for image in images:
+        few.append(image)
+        if sum(own.width * own.height for own in few) >= _PIXELS_AT_ONCE:
+            yield few
+            few = []
+    if few:
+        yield few
 
 
 @contextmanager

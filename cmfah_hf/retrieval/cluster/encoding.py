@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from cmfah_hf.data import resolve_data_path
-from cmfah_hf.data.images import decode_image, decoding_off
-from cmfah_hf.errors import CheckpointError, DataError, ImageError, QueryError
+from cmfah_hf.data.images import decoding_off
+from cmfah_hf.errors import CheckpointError, DataError, QueryError
 from cmfah_hf.retrieval.base import BaseHashIndex
 from cmfah_hf.retrieval.codes import pack
+from cmfah_hf.retrieval.preparation import read_if_sound
 from cmfah_hf.retrieval.same_model import check_same_model
 
 try:
@@ -143,20 +144,25 @@ class _Encoder:
         except CheckpointError as error:  # sent as a column: of errors raised here, Ray passes on only the text
             self.failure = str(error)
 
+    def _image_codes(self, images: list[Any]) -> tuple[np.ndarray, list[str | None]]:
+        """The codes of the readable images, and for each image why it is not readable, or None."""
+        named = [(image, None if isinstance(image, str) else _UNNAMED) for image in images]
+        with self.retriever.encoding([named], read_if_sound) as encoded:
+            ((batch, codes),) = encoded
+        reasons = [None if error is None else str(error) for error in batch.notes]
+        return np.empty((0, self.retriever.hash_bits)) if codes is None else codes, reasons
+
     def __call__(self, batch: pa.Table) -> pa.Table:
         items = batch[self.column].to_pylist()
         reasons: list[str | None] = [None] * batch.num_rows
-        if self.what == "images" and self.failure is None:
-            for row, image in enumerate(items):
-                try:
-                    items[row] = decode_image(image, None if isinstance(image, str) else _UNNAMED)
-                except ImageError as error:
-                    reasons[row] = str(error)
-        readable = [row for row, reason in enumerate(reasons) if reason is None and self.failure is None]
         packed: list[bytes | None] = [None] * batch.num_rows
-        if readable:
-            encode = self.retriever.encode_images if self.what == "images" else self.retriever.encode_texts
-            for row, code in zip(readable, pack(encode([items[row] for row in readable], len(readable))), strict=True):
+        if items and self.failure is None:
+            if self.what == "images":
+                codes, reasons = self._image_codes(items)
+            else:
+                codes = self.retriever.encode_texts(items, len(items))
+            readable = [row for row, reason in enumerate(reasons) if reason is None]
+            for row, code in zip(readable, pack(codes), strict=True):
                 packed[row] = code.tobytes()
         columns: dict[str, Any] = {
             _CODE: pa.array(packed, pa.binary()),

@@ -12,6 +12,7 @@ import numpy as np
 from cmfah_hf.atomic import atomic_file
 from cmfah_hf.data import make_scenes
 from cmfah_hf.data.images import decode_image
+from cmfah_hf.data.images.pixels import pixel_values_of
 from cmfah_hf.documents import file_of
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
@@ -127,8 +128,7 @@ def _pixels(processor: CMFAHProcessor, images: Sequence[Any] | None) -> Iterator
         images = make_scenes(_CALIBRATION_IMAGES)["image"]
     chosen = list(images)[:: max(1, len(images) // _CALIBRATION_IMAGES)][:_CALIBRATION_IMAGES]
     for start in range(0, len(chosen), _BATCH):
-        batch = [decode_image(image) for image in chosen[start : start + _BATCH]]
-        yield processor(images=batch, return_tensors="pt")["pixel_values"].numpy()
+        yield pixel_values_of(processor, map(decode_image, chosen[start : start + _BATCH])).numpy()
 
 
 def _checked(precisions: Sequence[str]) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ class NumpyPixels:
         return np.stack([self._normalized(self._in_size(to_rgb(image))) for image in images])
 
     def joined(self, parts: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate(parts)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def pool(self, workers: int) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(workers, "images")

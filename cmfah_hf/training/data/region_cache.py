@@ -17,10 +17,12 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 
 from cmfah_hf.atomic import atomic_file, locked, sha256_of
 from cmfah_hf.data.file_state import FileState, digest_of, file_states
 from cmfah_hf.data.images import decode_image, decoding_off
+from cmfah_hf.data.images.pixels import pixel_values_of
 from cmfah_hf.data.internals import ArrowWriter, fingerprint_of, stream_arrow, stream_fingerprint
 from cmfah_hf.errors import DataError, ImageError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor
@@ -86,17 +88,22 @@ class RegionExtractor:
         return regions_BRC.clamp(-largest, largest).half().cpu().numpy()
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        images, readable = [], []
-        for number, value in enumerate(batch["image"]):
-            try:
-                images.append(decode_image(value, name=str(batch["id"][number]) if "id" in batch else None))
-                readable.append(True)
-            except ImageError as error:
-                logger.warning("Left out: %s", error)
-                readable.append(False)
-        pixel_values = torch.zeros(len(readable), 3, *self.processor.image_shape)
-        if images:
-            pixel_values[torch.tensor(readable)] = self.processor(images=images, return_tensors="pt")["pixel_values"]
+        readable: list[bool] = []
+
+        def images() -> Iterator[Image.Image]:
+            for number, value in enumerate(batch["image"]):
+                try:
+                    image = decode_image(value, name=str(batch["id"][number]) if "id" in batch else None)
+                except ImageError as error:
+                    logger.warning("Left out: %s", error)
+                    readable.append(False)
+                else:
+                    readable.append(True)
+                    yield image
+
+        found = pixel_values_of(self.processor, images())
+        pixel_values = torch.zeros(len(readable), *found.shape[1:])
+        pixel_values[torch.tensor(readable)] = found
         columns = {"region_features": self.regions(pixel_values), "readable": readable}
         if self.mirrored:
             columns["region_features_mirrored"] = self.regions(pixel_values.flip(-1))

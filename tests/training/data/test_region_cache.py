@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cmfah_hf.data.images import decoding
 from cmfah_hf.errors import DataError
 from cmfah_hf.models import CMFAHImageModel, CMFAHProcessor, image_parts
 from cmfah_hf.training import keep_regions
@@ -58,6 +59,27 @@ def count_calls(monkeypatch):
 
     monkeypatch.setattr(RegionExtractor, "__call__", counted)
     return calls
+
+
+def test_large_images_are_prepared_one_by_one(tower, processor, monkeypatch, caplog):
+    contents = [png(0), b"no image", png(1), png(2)]
+    batch = {"image": [{"path": None, "bytes": content} for content in contents], "id": list("abcd")}
+    extractor, prepared = RegionExtractor(tower, processor), []
+    whole, prepare = extractor(batch), type(processor).__call__
+
+    def noted(self, images=None, **kwargs):
+        prepared.append(len(images))
+        return prepare(self, images=images, **kwargs)
+
+    monkeypatch.setattr(type(processor), "__call__", noted)
+    monkeypatch.setattr(decoding, "_PIXELS_AT_ONCE", 1)
+    found = extractor(batch)
+    assert prepared == [1, 1, 1]
+    assert found["readable"] == whole["readable"] == [True, False, True, True]
+    np.testing.assert_array_equal(found["region_features"], whole["region_features"])
+    only_damaged = extractor({name: values[1:2] for name, values in batch.items()})
+    assert only_damaged["readable"] == [False]
+    assert "b: " in caplog.text
 
 
 def test_regions_match_the_backbone(tower, processor):
