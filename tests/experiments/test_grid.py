@@ -42,6 +42,22 @@ def test_runs_are_the_product_of_the_axes(write_grid, tmp_path):
         grid.only(["*", "scahn"])
 
 
+def test_a_reference_has_its_own_variants_alone(write_grid):
+    linear = {"config": "tiny-{data}.yaml", "reference": "linear"}
+    grid = read_grid(
+        write_grid(
+            methods={"linear": linear, "varied": {**linear, "variants": {"plain": None, "mirror": {"mirror": True}}}},
+            variants={"both": None, "none": {"attention": "none"}},
+            settings={"num_train_epochs": 3},
+        )
+    )
+    assert [(run.name, run.settings.get("mirror")) for run in grid.runs] == [
+        ("scenes/linear/full/real/seen/seed-0", None),
+        ("scenes/varied/plain/real/seen/seed-0", None),
+        ("scenes/varied/mirror/real/seen/seed-0", True),
+    ]
+
+
 def test_a_protocol_may_have_settings(write_grid):
     """Those of a method or variant take precedence."""
     grid = read_grid(
