@@ -127,6 +127,7 @@ class _Parts:
         draw_photographs(self._photographs, own.round_images)
         self._files = sorted(self._photographs.iterdir())
         self._kept = list(self._decoded())
+        self._alone = {"decode": self.decode, "encode": self.encode, "encode_at_once": self.encode_at_once}
 
     def _decoded(self) -> Iterator[torch.Tensor]:
         with self._retriever.prepare(batches_of(self._files, _BATCH, "", False), read_image) as prepared:
@@ -152,8 +153,7 @@ class _Parts:
 
     def rates(self, rounds: int) -> dict[str, float]:
         """The medians of the rates of all parts, measured in turn, and those of the shares in each round."""
-        parts = {"decode": self.decode, "encode": self.encode, "encode_at_once": self.encode_at_once}
-        parts["index"] = self.index
+        parts = {**self._alone, "index": self.index}
         measured: dict[str, list[float]] = {name: [] for name in parts}
         for number in range(rounds + 1):
             for name in list(parts)[:: 1 if number % 2 else -1]:
@@ -170,26 +170,28 @@ class _Parts:
 
     def seconds_alone(self) -> dict[str, float]:
         """Seconds that each part alone takes for one image."""
-        parts = {"decode": self.decode, "encode": self.encode, "encode_at_once": self.encode_at_once}
-        return {name: _seconds_of(part) / len(self._files) for name, part in parts.items()}
+        return {name: _seconds_of(part) / len(self._files) for name, part in self._alone.items()}
 
 
 def _run(command: list[str], in_a_pause: Callable[[], None]) -> tuple[float, int]:
     """Seconds of a command without its pauses, and its peak memory in bytes. Raises if it fails."""
-    with tempfile.TemporaryFile("w+") as told:
+    with tempfile.TemporaryFile("w+") as errors:
         start, paused_s = time.perf_counter(), 0.0
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told)
-        while True:
-            try:
-                process.wait(_PAUSED_EVERY_S)
-                break
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGSTOP)
-                paused_s += _seconds_of(in_a_pause)
-                process.send_signal(signal.SIGCONT)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors)
+        try:
+            while True:
+                try:
+                    process.wait(_PAUSED_EVERY_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    process.send_signal(signal.SIGSTOP)
+                    paused_s += _seconds_of(in_a_pause)
+                    process.send_signal(signal.SIGCONT)
+        finally:
+            process.kill()  # after an interrupt it would stay paused
         seconds = time.perf_counter() - start - paused_s
-        told.seek(0)
-        lines = told.read().split("\n")
+        errors.seek(0)
+        lines = errors.read().split("\n")
         if process.returncode:
             raise SystemExit("\n".join(lines[-20:]))
         return seconds, int(lines[-2])
@@ -203,7 +205,7 @@ def _seconds_of(part: Callable[[], None]) -> float:
 
 def _whole(own: argparse.Namespace, model: str, folder: Path, count: int, parts: _Parts) -> dict[str, float]:
     """Seconds and peak memory of `cmfah index` in new processes: first, and again without changes. The first one's
-    rate is compared with that of the slower part, measured between its parts."""
+    rate is compared with that of the slower part, measured in its pauses."""
     photographs, target = folder / f"photographs-{count}", folder / f"{count}.index"
     draw_photographs(photographs, count)
     command = [sys.executable, "-c", _PROGRAM, "index", model, str(photographs)]

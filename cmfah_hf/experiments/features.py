@@ -29,7 +29,7 @@ _TEXTS_AT_ONCE = 64
 class Items:
     """Features `(N, D)` by modality, labels `(N, C)` bool, and features `(N, D)` of the mirror images, if any.
 
-    Mirror images serve only for fitting.
+    Mirror images are used only for training.
     """
 
     features: Mapping[str, Any]
@@ -37,7 +37,7 @@ class Items:
     mirrored: np.ndarray | None = None
 
     def samples(self, modality: str) -> tuple[Any, np.ndarray]:
-        """What a modality is fitted on: features and labels, of images followed by those of their mirror images."""
+        """Training features and labels of a modality. Those of images are followed by those of their mirror images."""
         if modality != "image" or self.mirrored is None:
             return self.features[modality], self.labels
         return np.concatenate([self.features[modality], self.mirrored]), np.concatenate([self.labels] * 2)

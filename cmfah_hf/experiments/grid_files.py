@@ -38,7 +38,7 @@ def read_grid(path: str | Path, data_of: Sequence[str] | None = None) -> Grid:
     `data`, `protocols` and `variants` map names to settings, or are lists of names; a variant may have a `title`.
     `{data}` in the name of a configuration or in a setting is replaced by the name of the data set. `bits`, `seeds` and
     `encodings` are lists, and `settings` apply to all runs. Settings of a data set take precedence over these, then
-    those of a protocol, of a method, and of a variant. A reference has no variants but its own.
+    those of a protocol, of a method, and of a variant. Variants of the grid do not apply to a reference.
 
     Args:
         path: The file, or the name of a bundled grid, such as `wikipedia`.
@@ -127,7 +127,7 @@ def _method(name: str, method: dict[str, Any], general: dict[str, Any], faults: 
     """The keys of a method, all present. Without a reference that exists, it has no variants, and so no runs."""
     _check_keys(f"methods, {name}", method, _OF_METHOD, faults)
     reference = method.get("reference")
-    common = general if reference is None else {"full": {}}  # what all methods vary concerns their training
+    common = general if reference is None else {"full": {}}  # variants of the grid change the training
     variants = _named(f"{name}, variants", method["variants"], faults) if method.get("variants") else common
     if reference not in (None, LINEAR):
         faults.add(f"{name} has the reference {reference!r}; leave it out, or give {LINEAR!r}")

@@ -114,7 +114,7 @@ def curves_of(fitted: Mapping[str, list[Any]], queries: Items, database: Items) 
 def fit(items: Items, modality: str, c: float) -> list[Any]:
     """One classifier per class, or a constant probability if all items have the same label.
 
-    Images are joined by their mirror images, where those are kept.
+    Image classifiers also train on mirror images, if the items have any.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression

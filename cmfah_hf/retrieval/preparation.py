@@ -25,7 +25,7 @@ Size = tuple[int, int]
 
 _Part = tuple[list[NoteT], list[Any]]
 
-# Images that one thread prepares at a time: batches of this size, the default, need not be joined.
+# Images that one thread prepares at a time. Batches of the default size are one part, which is not copied.
 _PART = 32
 # More threads than this compete for the interpreter's lock.
 _MOST_WORKERS = 8
@@ -111,7 +111,7 @@ class ImagePreparation:
                     if image is not None:
                         yield image
 
-            return notes, [self._maker.pixels(few) for few in few_at_a_time(readable())]
+            return notes, list(map(self._maker.pixels, few_at_a_time(readable())))
 
         source = iter(batches)
         batch = next(source, None)

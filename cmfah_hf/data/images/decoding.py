@@ -29,7 +29,7 @@ DAMAGED = (
     OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, AttributeError, EOFError, OverflowError,
     ArithmeticError, AssertionError, MemoryError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
-# Pixels of images that are decoded before they are resized, if there are several: 32 images of 640 x 480.
+# Decoded pixels of a batch, as many as 32 images of 640 x 480 have.
 _PIXELS_AT_ONCE = 10**7
 # A reduced image is still this many times as large as needed: the resizing that follows then hides the reduction.
 _REDUCING_GAP = 3
@@ -77,19 +77,21 @@ def decode_image(value: ImageSource, name: str | None = None, least: tuple[int, 
 
 
 def few_at_a_time(images: Iterable[Image.Image]) -> Iterator[list[Image.Image]]:
-    """The images in lists that end at ten million pixels.
+    """Batches of images, each complete at ten million pixels or more.
 
-    If `images` decodes them on demand, and each list is resized before the next one is taken, memory does not depend on
-    their sizes: 32 photographs of a telephone take gigabytes.
+    With images that are decoded on demand, this bounds the memory for all but the largest images: 32 phone photos of 12
+    megapixels take 1.5 GB. The caller should drop each batch before it takes the next one, as `map` does.
     """
-    few: list[Image.Image] = []
+    batch: list[Image.Image] = []
+    pixels = 0
     for image in images:
-        few.append(image)
-        if sum(own.width * own.height for own in few) >= _PIXELS_AT_ONCE:
-            yield few
-            few = []
-    if few:
-        yield few
+        batch.append(image)
+        pixels += image.width * image.height
+        if pixels >= _PIXELS_AT_ONCE:
+            yield batch
+            batch, pixels = [], 0
+    if batch:
+        yield batch
 
 
 @contextmanager
