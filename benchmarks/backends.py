@@ -5,8 +5,9 @@
 
 Without a model, a copy of the embedded one gets ONNX files. Bits are those of scenes of several sizes, as PNG and JPEG
 files, and of their texts, from raw bytes and strings to codes. Times are those of processes that search an index of
-scenes; the backends take turns with the same texts, and their answers are compared. The first turn of each is not
-counted: it fills the caches of the system and, for PyTorch, that of fingerprints.
+scenes, and of one that only imports a model of transformers; they take turns with the same texts, and the answers of
+the backends are compared. The first turn of each is not counted: it fills the caches of the system and, for PyTorch,
+that of fingerprints.
 """
 
 import argparse
@@ -32,6 +33,8 @@ PROGRAM = [sys.executable, "-c", "from cmfah_hf.cli import main; main()"]
 # Sides and formats of the scenes whose bits are compared.
 SCENES = ((48, "PNG"), (96, "PNG"), (256, "JPEG"), (500, "JPEG"))
 TEXTS = ("boat", "blue sky", "bird", "flower", "night")
+# The part of a start that a search with PyTorch cannot do without.
+IMPORT = "from transformers import CLIPModel"
 
 
 def main() -> None:
@@ -61,10 +64,6 @@ def main() -> None:
                 name, *(f"{value:,}" if isinstance(value, int) else f"{value:.2g}" for value in figures.values())
             )
         Console().print(table)
-
-
-def shown(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.2g}"
 
 
 def bits(model: str, own: argparse.Namespace) -> dict[str, Any]:
@@ -122,25 +121,26 @@ def figures(comparison: Any) -> dict[str, Any]:
 
 
 def times(model: str, index: str, own: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of searches in new processes, by backend."""
-    seconds: dict[str, list[float]] = {"torch": [], "onnx": []}
-    processor: dict[str, list[float]] = {"torch": [], "onnx": []}
+    """Seconds of searches in new processes, by backend, and those of the import alone."""
+    spent: dict[str, list[tuple[float, float]]] = {IMPORT: [], "torch": [], "onnx": []}
     for turn in range(own.repeats + 1):
         text, found = TEXTS[turn % len(TEXTS)], {}
-        for backend in list(seconds)[:: -1 if turn % 2 else 1]:
-            found[backend], passed, used = timed(model, index, text, own.k, backend)
+        for name in list(spent)[:: -1 if turn % 2 else 1]:
+            search = [*PROGRAM, "search", model, index, "--text", text, "-k", str(own.k), "--json", "--backend", name]
+            printed, *seconds = timed([sys.executable, "-c", IMPORT] if name == IMPORT else search)
+            if name != IMPORT:
+                found[name] = [hit["id"] for hit in json.loads(printed)["results"]]
             if turn:
-                seconds[backend].append(passed)
-                processor[backend].append(used)
+                spent[name].append((seconds[0], seconds[1]))
         assert found["torch"] == found["onnx"], text
     return {
-        backend: {
-            "median, s": statistics.median(seconds[backend]),
-            "least": min(seconds[backend]),
-            "most": max(seconds[backend]),
-            "processor time, s": statistics.median(processor[backend]),
+        name: {
+            "median, s": statistics.median(passed for passed, _ in each),
+            "least": min(passed for passed, _ in each),
+            "most": max(passed for passed, _ in each),
+            "processor time, s": statistics.median(used for _, used in each),
         }
-        for backend in seconds
+        for name, each in spent.items()
     }
 
 
@@ -165,13 +165,11 @@ def index_of_scenes(model: str, folder: Path, count: int) -> str:
     return str(folder / "scenes.index")
 
 
-def timed(model: str, index: str, text: str, k: int, backend: str) -> tuple[list[Any], float, float]:
-    """The ids that are found, and the seconds of the process, from its start to its end and of the processor."""
-    command = [*PROGRAM, "search", model, index, "--text", text, "-k", str(k), "--json", "--backend", backend]
+def timed(command: list[str]) -> tuple[str, float, float]:
+    """The output of a process, and its seconds, from its start to its end and of the processor."""
     before, begin = processor_seconds(), time.perf_counter()
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    passed = time.perf_counter() - begin
-    return [hit["id"] for hit in json.loads(done.stdout)["results"]], passed, processor_seconds() - before
+    return done.stdout, time.perf_counter() - begin, processor_seconds() - before
 
 
 def processor_seconds() -> float:

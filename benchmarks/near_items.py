@@ -1,4 +1,4 @@
-"""Search by radius and groups of near-duplicates among many codes; see docs/benchmarks.md.
+"""Search by radius, folded answers and groups of near-duplicates among many codes; see docs/benchmarks.md.
 
     python benchmarks/near_items.py
     python benchmarks/near_items.py --items 1000000 --bits 1 2 3 4 5 6
@@ -21,7 +21,7 @@ from rich.table import Table
 from cmfah_hf import HashIndex
 from cmfah_hf.retrieval.codes import pack
 
-RADIUS, QUERIES, REPEATS = 8, 16, 3
+RADIUS, QUERIES, REPEATS, ANSWERS = 8, 16, 3, 10
 
 
 def timed(act: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
@@ -51,7 +51,8 @@ def main() -> None:
 def measure(kind: str, items: int, distances: list[int]) -> None:
     """Prints the figures of one distribution of codes."""
     drawn = Codes(64, kind, 1000, 0)
-    codes, queries = drawn.items(items), pack(drawn.queries(QUERIES))
+    codes, values = drawn.items(items), drawn.queries(QUERIES)
+    queries = pack(values)
     index, flat = HashIndex(64), faiss.IndexBinaryFlat(64)
     index.add(codes)
     flat.add(codes)
@@ -64,6 +65,12 @@ def measure(kind: str, items: int, distances: list[int]) -> None:
             raise SystemExit("The answers differ.")
         per_query = f"{1000 * ours / len(asked):.1f} ms a query, range_search {1000 * theirs / len(asked):.1f} ms"
         console.print(f"{name}, within {RADIUS} bits, {len(rows):,} answers: search_radius {per_query}")
+    table = Table("bits", "search, ms a query", "folded items, most of a query")
+    for bits in (None, *distances):
+        seconds, results = timed(lambda bits=bits: index.search(values, ANSWERS, unique=bits), REPEATS)
+        folded = [sum(len(ids) for ids in result.folded or []) for result in results]
+        table.add_row("-" if bits is None else str(bits), f"{1000 * seconds / QUERIES:.1f}", f"{max(folded):,}")
+    console.print(table)
     table = Table("bits", "seconds", "groups", "items in groups", "largest group")
     for bits in distances:
         seconds, groups = timed(lambda bits=bits: index.duplicates(bits))
