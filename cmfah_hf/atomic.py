@@ -13,7 +13,8 @@ import secrets
 import shutil
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import filelock
@@ -22,6 +23,8 @@ from safetensors import SafetensorError
 from cmfah_hf.errors import CMFAHError
 
 LOCK_TIMEOUT_S = 60.0
+# Of `check_replaceable`.
+ANYTHING = ("*",)
 
 # A file name has at most 255 bytes, and temporary names are longer than their target's.
 _LONGEST_NAME = 200
@@ -75,17 +78,24 @@ def write_text(path: str | os.PathLike, text: str, error: type[CMFAHError] = CMF
 
 
 @contextlib.contextmanager
-def atomic_folder(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError) -> Iterator[Path]:
+def atomic_folder(
+    path: str | os.PathLike, error: type[CMFAHError] = CMFAHError, replaces: Collection[str] = ()
+) -> Iterator[Path]:
     """Fills a new folder, which replaces `path` at the end of the block, or not at all.
 
-    Yields an empty folder next to the target. An existing folder is replaced with all its content; the caller decides
-    before whether that is allowed. This takes two renames: if a process died between them, the next call first restores
-    the previous folder.
+    Yields an empty folder next to the target. Replacing takes two renames: if a process died between them, the next
+    call first restores the previous folder.
+
+    Args:
+        path: The folder.
+        error: Raised if it cannot be written, or may not be replaced.
+        replaces: As in `check_replaceable`.
     """
     target = _resolved(path, error)
     with _writing(path, error), locked(target, error):
         _restore_replaced(target)
         _refuse_other_than(stat.S_IFDIR, target, path, error)
+        check_replaceable(path, replaces, error)
         _remove_leftovers(target)
         temporary = _next_to(target, _TEMPORARY)
         replaced = temporary.with_suffix(_REPLACED)
@@ -94,6 +104,7 @@ def atomic_folder(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError)
             yield temporary
             for file in (*temporary.rglob("*"), temporary):
                 flush(file)
+            check_replaceable(path, replaces, error)  # others may have written there meanwhile
             if target.exists():
                 target.rename(replaced)
             try:
@@ -107,6 +118,23 @@ def atomic_folder(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError)
             shutil.rmtree(temporary, ignore_errors=True)
             if target.exists():
                 shutil.rmtree(replaced, ignore_errors=True)
+
+
+def check_replaceable(path: str | os.PathLike, replaces: Collection[str], error: type[CMFAHError] = CMFAHError) -> None:
+    """Refuses a folder that holds anything else than may be replaced; an empty or missing one passes.
+
+    Args:
+        path: The folder.
+        replaces: Patterns of the names in it, such as `*.json`. `ANYTHING` is for folders that this package names, and
+            for callers that have looked themselves.
+        error: Raised if a name matches no pattern.
+    """
+    target = _resolved(path, error)
+    with _writing(path, error):
+        held = sorted(entry.name for entry in target.iterdir()) if target.is_dir() else []
+    other = next((name for name in held if not any(fnmatchcase(name, pattern) for pattern in replaces)), None)
+    if other is not None:
+        raise error(f"{path} holds {other!r:.80}, which would be lost; name another folder.")
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cmfah_hf.atomic import atomic_file, atomic_folder, locked, write_text
+from cmfah_hf.atomic import ANYTHING, atomic_file, atomic_folder, locked, write_text
 from cmfah_hf.errors import CMFAHError, HashIndexError
 
 
@@ -110,7 +110,7 @@ for owner in (atomic, atomic.Path, atomic.os):
 if what == "file":
     with atomic.atomic_file(where) as temporary: temporary.write_text("after")
 else:
-    with atomic.atomic_folder(where) as temporary: (temporary / "a").write_text("after")
+    with atomic.atomic_folder(where, replaces=["a"]) as temporary: (temporary / "a").write_text("after")
 """
 
 
@@ -134,9 +134,28 @@ def test_a_killed_writer_of_a_folder_loses_nothing(tmp_path, name):
         (temporary / "a").write_text("before")
     done = subprocess.run([sys.executable, "-c", KILLED, "folder", str(path), name], check=False)
     assert done.returncode == -signal.SIGKILL
-    with pytest.raises(KeyError), atomic_folder(path) as temporary:
+    with pytest.raises(KeyError), atomic_folder(path, replaces=ANYTHING):
         raise KeyError
     assert (path / "a").read_text() == ("after" if name == "flush_folder" else "before")
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_folder_with_content_of_others_is_not_replaced(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    with atomic_folder(path) as temporary:  # an empty one
+        (temporary / "a").write_text("ours")
+    (path / "photo.jpg").write_text("theirs")
+    for replaces, other in (((), "a"), (["a"], "photo.jpg")):
+        refused = pytest.raises(HashIndexError, match=f"holds '{other}', which would be lost; name another folder")
+        with refused, atomic_folder(path, HashIndexError, replaces):
+            raise AssertionError("nothing is computed before")
+    assert names(path) == ["a", "photo.jpg"]
+    for file in path.iterdir():
+        file.unlink()
+    with pytest.raises(CMFAHError, match="which would be lost"), atomic_folder(path) as temporary:
+        (path / "photo.jpg").write_text("written meanwhile")
+    assert names(path) == ["photo.jpg"]
     assert names(tmp_path) == ["folder"]
 
 
@@ -145,7 +164,7 @@ def test_a_folder_between_its_two_renames_is_restored(tmp_path):
     with atomic_folder(path) as temporary:
         (temporary / "a").write_text("before")
     path.rename(tmp_path / f".folder.{'0' * 16}.old")
-    with pytest.raises(KeyError), atomic_folder(path):
+    with pytest.raises(KeyError), atomic_folder(path, replaces=ANYTHING):
         raise KeyError
     assert (path / "a").read_text() == "before"
     assert names(tmp_path) == ["folder"]

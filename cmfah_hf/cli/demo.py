@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cmfah_hf.atomic import write_text
 from cmfah_hf.cli.options import FiguresAsJson
+from cmfah_hf.errors import CMFAHError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from cmfah_hf.retrieval import CrossMediaRetriever, SearchResults
 
 _INDEX = "images.index"
+# Marks the folder of a demo, whose scenes and model the next one replaces.
+_MARK = ".cmfah-demo"
 
 
 def demo(
@@ -33,8 +37,7 @@ def demo(
 
     # Absolute, because the name "scenes" alone is the built-in data set.
     scenes, model = (output / "scenes").absolute(), output / "model"
-    for earlier in (scenes, model):  # from an earlier demo; the rest of the folder is not touched
-        shutil.rmtree(earlier, ignore_errors=True)
+    _remove_earlier(output, scenes, model)
     queries = _draw_scenes(scenes, train_scenes, query_scenes, json)
     metrics = _train(scenes, model, epochs, json)
     retriever = CrossMediaRetriever.from_pretrained(model)
@@ -47,6 +50,17 @@ def demo(
     else:
         titles = {"text": f"the text {text!r}", "image": f"the image {queries[0]['id']}"}
         _print(metrics["query"], pointing, {titles[name]: answer for name, answer in answers.items()}, output)
+
+
+def _remove_earlier(output: Path, *folders: Path) -> None:
+    """Removes folders of an earlier demo; the rest of the output is not touched."""
+    mark = output / _MARK
+    for folder in folders:
+        if mark.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+        elif folder.exists():
+            raise CMFAHError(f"{folder} is not from a demo and would be lost; remove it, or name another --output.")
+    write_text(mark, "")
 
 
 def _draw_scenes(folder: Path, train_scenes: int, query_scenes: int, json: bool) -> "Dataset":

@@ -36,7 +36,7 @@ def copy_model(source: Path, target: Path) -> None:
             was.
     """
     files = model_files(source)
-    with atomic_folder(target, CheckpointError) as folder:
+    with atomic_folder(target, CheckpointError, (*_MODEL_FILES, *_FURTHER_FILES)) as folder:
         for name, path in files.items():
             shutil.copyfile(path, folder / name)
 

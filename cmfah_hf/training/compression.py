@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cmfah_hf.atomic import atomic_folder, write_text
+from cmfah_hf.atomic import atomic_folder, check_replaceable, write_text
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.data.images import decoding_off
@@ -60,6 +60,8 @@ logger = logging.getLogger(__name__)
 _Row = tuple[str, dict[str, Any]]
 
 RESULT_NAME = "metrics.json"
+# Files in the folder of a compressed model: its own, and those of its card, its ONNX export and its pushes.
+_OF_A_MODEL = ("*.json", "*.safetensors", "*.py", "*.txt", "*.md", "*.index", "onnx", ".git*", ".cache")
 # Images whose codes are computed at once from their kept vectors.
 _PORTION = 10_000
 # Below it, the center of the texts of a file depends too much on which ones they are.
@@ -132,7 +134,7 @@ def compress(
     Args:
         encoder: A folder or Hub id of a dual encoder, such as a CLIP.
         source: A folder of images, a file, or whatever `load_image_text` takes.
-        output: The folder of the new model.
+        output: The folder of the new model, which replaces an earlier compressed one.
         bits: `K`.
         split: One split of a data set. None: all.
         texts: A file of texts like those that will be searched for, which need not belong to the images: `.txt`, a line
@@ -146,11 +148,12 @@ def compress(
         progress: Show a progress bar.
 
     Raises:
-        CheckpointError: If the encoder is no dual encoder, or cannot be loaded.
+        CheckpointError: If the encoder is no dual encoder, or cannot be loaded, or the output holds anything else.
         DataError: If there are fewer than two readable images, or all are equal, or a file of texts has none.
     """
     if bits < 8 or bits % 8:
         raise CheckpointError(f"bits is {bits}; a code is stored in whole bytes, so give a multiple of 8.")
+    _check_output(output)
     model, processor = load_dual_encoder(encoder, bits, link, trust_remote_code)
     fitter, done = CodeFitter(width_of(model), seed=seed), Compression()
     if texts is not None:
@@ -169,7 +172,7 @@ def compress(
                 bits,
             )
         fill_head(model, choice.projection)
-        with atomic_folder(output, CheckpointError) as folder:
+        with atomic_folder(output, CheckpointError, _OF_A_MODEL) as folder:
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
             content = json.dumps({"compression": {**_encoder_facts(encoder), **done.figures()}}, indent=2)
@@ -185,6 +188,20 @@ def compress(
         index.save(folder_index_path(str(index.model), resolve_data_path(source)), overwrite=True)
     done.index = Path(output) / IMAGES_INDEX
     return done
+
+
+def _check_output(output: str | os.PathLike) -> None:
+    """Refuses a folder that holds anything but an earlier compressed model, before any image is encoded."""
+    check_replaceable(output, _OF_A_MODEL, CheckpointError)
+    if Path(output).is_dir() and any(Path(output).iterdir()) and not _is_compressed(Path(output)):
+        raise CheckpointError(f"{output} holds something other than a compressed model; name another folder.")
+
+
+def _is_compressed(folder: Path) -> bool:
+    """Whether the folder has the figures of a compression."""
+    path = folder / RESULT_NAME
+    content = read_json(path, CheckpointError) if path.exists() else None
+    return isinstance(content, dict) and "compression" in content
 
 
 @dataclass

@@ -435,3 +435,12 @@ def test_the_demo_runs_end_to_end(cmfah, tmp_path):
     assert twice.code == 0, twice.err
     assert twice.document["metrics"]["query"] == document["metrics"]["query"]
     assert twice.document["found"] == document["found"]
+
+
+def test_the_demo_does_not_replace_folders_of_others(cmfah, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").write_text("mine", encoding="utf-8")
+    outcome = cmfah("demo", "--output", tmp_path)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "model is not from a demo and would be lost; remove it, or name another --output." in outcome.err
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "mine.txt"]

@@ -139,6 +139,27 @@ def describe(images: Path) -> None:
     (images / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def test_images_in_the_output_are_refused_and_an_earlier_model_is_replaced(encoder, tmp_path, monkeypatch):
+    images, model = draw_images(tmp_path / "images", 20), tmp_path / "model"
+
+    def encoded(*_):
+        raise AssertionError("the output is checked before images are encoded")
+
+    with monkeypatch.context() as early:
+        early.setattr("cmfah_hf.training.compression.vectors_of_pixels", encoded)
+        with pytest.raises(CheckpointError, match=r"images holds '0\.png', which would be lost; name another folder"):
+            compress(str(encoder), images, images, 8)
+        model.mkdir()
+        (model / "config.json").write_text("{}", encoding="utf-8")
+        with pytest.raises(CheckpointError, match="holds something other than a compressed model"):
+            compress(str(encoder), images, model, 8)
+    assert len(list(images.rglob("*.png"))) == 20
+    (model / "config.json").unlink()
+    compress(str(encoder), images, model, 8)
+    compress(str(encoder), images, model, 16)
+    assert CrossMediaRetriever.from_pretrained(model).model.config.hash_bits == 16
+
+
 def test_search_page_shows_a_compressed_model(compressed, tmp_path):
     images = draw_images(tmp_path / "images", 12)
     describe(images)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from cmfah_hf.atomic import atomic_file, atomic_folder, regular_target
+from cmfah_hf.atomic import ANYTHING, atomic_file, atomic_folder, regular_target
 from cmfah_hf.data.from_folder.report import FolderReport
 from cmfah_hf.data.sources.folder import find_splits
 from cmfah_hf.errors import DataError
@@ -89,7 +89,7 @@ def write_folder(
         if not overwrite:
             raise DataError(f"{output}: holds something else already; pass --overwrite, or name another folder.")
         _refuse_other_content(output)
-    with atomic_folder(output, DataError) as whole:
+    with atomic_folder(output, DataError, ANYTHING) as whole:
         for split, text in splits.items():
             (whole / split).mkdir()
             (whole / split / _METADATA).write_text(text, encoding="utf-8", newline="\n")

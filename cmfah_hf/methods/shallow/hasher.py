@@ -178,14 +178,14 @@ class ShallowHasher:
 
         Raises:
             DataError: If nothing was fitted.
-            CheckpointError: If the folder cannot be written.
+            CheckpointError: If the folder cannot be written, or holds anything but an earlier such model.
         """
         tensors = {
             f"{own}.{name}": value for own in self.maps for name, value in self.learned_map(own).tensors().items()
         }
         if self.training_codes_ is not None:
             tensors["training_codes"] = np.ascontiguousarray(self.training_codes_)
-        with atomic_folder(Path(folder), CheckpointError) as temporary:
+        with atomic_folder(folder, CheckpointError, (CONFIG_NAME, WEIGHTS_NAME)) as temporary:
             config = json.dumps({"method": self.name, **asdict(self)}, indent=2)
             (temporary / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
             save_file(tensors, temporary / WEIGHTS_NAME, metadata={"format": "np"})

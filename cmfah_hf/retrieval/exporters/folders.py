@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cmfah_hf.atomic import atomic_folder
+from cmfah_hf.atomic import ANYTHING, atomic_folder
 from cmfah_hf.errors import HashIndexError
 from cmfah_hf.retrieval.base import BaseHashIndex
 
@@ -22,7 +22,7 @@ def export_folder(path: str | os.PathLike, overwrite: bool, own_files: str) -> I
     With `overwrite`, a folder is replaced if the names of all its files match the regular expression `own_files`.
     """
     _check_replaceable(path, overwrite, own_files)
-    with atomic_folder(path, HashIndexError) as folder:
+    with atomic_folder(path, HashIndexError, ANYTHING) as folder:
         yield folder
         _check_replaceable(path, overwrite, own_files)
 

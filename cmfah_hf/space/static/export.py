@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cmfah_hf.atomic import atomic_folder
+from cmfah_hf.atomic import ANYTHING, atomic_folder
 from cmfah_hf.documents import file_of, read_json
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.retrieval import CrossMediaRetriever
@@ -92,7 +92,7 @@ def export_page(
         items = page_items(retriever, settings, thumbnails, progress)
         if not settings.examples:
             settings = replace(settings, examples=_examples(retriever, items))
-        with atomic_folder(output, CMFAHError) as place:
+        with atomic_folder(output, CMFAHError, ANYTHING) as place:
             written = _Written(place)
             for name, path in {**page_files(), **parts, **_tower_places(towers)}.items():
                 written.add(name, path.read_bytes())

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
-from cmfah_hf.atomic import atomic_folder
+from cmfah_hf.atomic import ANYTHING, atomic_folder
 from cmfah_hf.errors import CMFAHError
 
 # Where the page has its parts, by the files of their packages. `.js`, because some servers know no `.mjs`.
@@ -84,7 +84,7 @@ def _install(sources: Path, target: Path) -> None:
                 "network, or set npm's registry, and export again."
             )
         modules = Path(place, "node_modules")
-        with atomic_folder(target, CMFAHError) as folder:
+        with atomic_folder(target, CMFAHError, ANYTHING) as folder:
             for name, inside in {**RUNTIME, **TOKENIZERS}.items():
                 shutil.copyfile(modules / inside, folder / Path(name).name)
             (folder / Path(LICENSES).name).write_text(_licenses(modules), encoding="utf-8")

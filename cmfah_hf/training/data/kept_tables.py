@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from cmfah_hf.atomic import atomic_folder, locked, sha256_of, write_text
+from cmfah_hf.atomic import ANYTHING, atomic_folder, locked, sha256_of, write_text
 from cmfah_hf.data.file_state import FileState, changed_files, file_states
 from cmfah_hf.data.internals import open_arrow
 from cmfah_hf.documents import read_json
@@ -112,7 +112,7 @@ def kept_table(
             if problem is None:
                 return open_arrow(file, features, folder.name)
             logger.warning("%s; it is computed again.", problem)
-        with atomic_folder(folder, DataError) as temporary:
+        with atomic_folder(folder, DataError, ANYTHING) as temporary:
             make(temporary / _TABLE_NAME)
             Note(rows, rows, sha256_of(temporary / _TABLE_NAME), tuple(sources)).write(temporary / NOTE_NAME)
         return open_arrow(file, features, folder.name)

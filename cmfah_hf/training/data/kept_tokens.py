@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from cmfah_hf.atomic import atomic_folder, locked, sha256_of
+from cmfah_hf.atomic import ANYTHING, atomic_folder, locked, sha256_of
 from cmfah_hf.data.collator import captions_in, expanded
 from cmfah_hf.errors import DataError
 from cmfah_hf.models import CMFAHProcessor, CMFAHTextModel
@@ -111,7 +111,7 @@ def keep_tokens(text_model: CMFAHTextModel, processor: CMFAHProcessor, texts: It
         kept = _read(folder, channels, len(distinct)) if folder.exists() else None
         if kept is None:
             kept = _encode(text_model, processor, distinct, [len(own) for own in ids])
-            with atomic_folder(folder, DataError) as temporary:
+            with atomic_folder(folder, DataError, ANYTHING) as temporary:
                 save_file(dict(zip(("tokens", "spans"), kept, strict=True)), temporary / _FILE_NAME)
                 note = Note(len(distinct), len(distinct), sha256_of(temporary / _FILE_NAME))
                 note.write(temporary / NOTE_NAME)

@@ -78,6 +78,10 @@ def test_a_saved_hasher_gives_the_same_scores(hasher, pairs, tmp_path):
     np.testing.assert_array_equal(loaded.encode_image(images_ND), hasher.encode_image(images_ND))
     np.testing.assert_array_equal(loaded.encode_text(texts_ND), hasher.encode_text(texts_ND))
     np.testing.assert_array_equal(loaded.training_codes_, hasher.training_codes_)
+    hasher.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"holds 'notes\.txt', which would be lost"):
+        hasher.save_pretrained(tmp_path / "model")
     if hasher.database == "pair":
         expected_NK = hasher.encode_pair(images_ND, texts_ND)
         np.testing.assert_array_equal(loaded.encode_pair(images_ND, texts_ND), expected_NK)
