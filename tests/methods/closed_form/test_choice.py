@@ -1,5 +1,7 @@
 """The choice among all candidates, and the agreement that it is based on."""
 
+import subprocess
+import sys
 from itertools import permutations
 
 import numpy as np
@@ -198,3 +200,24 @@ def test_unusable_vectors_are_refused_in_one_line():
     fitter.add_images(np.ones((40, 3)))
     with pytest.raises(DataError, match="All 40 image vectors are equal"):
         fitter.fit(8)
+
+
+def test_memory_does_not_grow_with_the_images():
+    code = """
+import re
+import numpy as np
+from cmfah_hf.methods.closed_form import CodeFitter
+def peak():  # in KiB, of this program; getrusage includes its parent
+    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+for batches in (4, 200):
+    fitter = CodeFitter(64, sample=1_000, held_out=500)
+    for seed in range(batches):
+        vectors = np.random.default_rng(seed).standard_normal((1_000, 64))
+        fitter.add_images(vectors)
+        fitter.add_pairs(vectors, vectors[::-1])
+    fitter.fit(16, rounds=2)
+    print(peak())
+"""
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    few, many = map(int, output.stdout.split())
+    assert many - few < 10_000, "KiB; the vectors alone have 150,000"
