@@ -108,6 +108,18 @@ def test_an_index_of_another_model_is_refused(trained, trained_scahn, photos, tm
     assert cmfah("index", trained_scahn.folder, photos, "-o", index, "--rebuild").code == 0
 
 
+def test_unreadable_images_are_named_at_every_call(trained, photos, tmp_path, cmfah):
+    for number in range(7):
+        (photos / f"broken {number}.jpg").write_bytes(b"none")
+    for options in ([], [], ["--dry-run"]):
+        outcome = cmfah("index", trained.folder, photos, "-o", tmp_path / "x.index", *options)
+        named = [line for line in outcome.out.splitlines() if line.startswith("unreadable: ")]
+        assert [line.partition(".jpg: ")[0] for line in named[:5]] == [
+            f"unreadable: {photos}/broken {number}" for number in range(5)
+        ]
+        assert named[5:] == ["unreadable: 2 more"]
+
+
 def test_several_folders_and_a_folder_that_moves(trained, photos, tmp_path, cmfah):
     index, cam = tmp_path / "x.index", tmp_path / "cam2023"
     draw(cam / "IMG_0001.jpg", 50)

@@ -129,6 +129,8 @@ def _show(changes: "FolderChanges", output: Path, json: bool, as_line: bool = Fa
         say(dumps(done)) if as_line else print_json(done)
         return
     say(f"{output}: {len(filled):,} items, {len(filled) * filled.bits // 8:,} bytes of codes: {changes}.")
+    for line in changes.unreadable_lines():
+        say(line)
 
 
 def _show_steps(changes: "FolderChanges", output: Path, json: bool) -> None:
@@ -143,6 +145,8 @@ def _show_steps(changes: "FolderChanges", output: Path, json: bool) -> None:
             say(f"{mark} {item_id}")
     for former, new in steps["renamed"]:
         say(f"> {former} -> {new}")
+    for line in changes.unreadable_lines():
+        say(line)
     say(f"{output}: {changes} (not done).")
 
 
