@@ -61,18 +61,20 @@ class UpdateOptions:
 
 
 @contextmanager
-def updating(path: str | Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
+def updating(path: str | Path, timeout_s: float = LOCK_TIMEOUT_S, instead: str = "") -> Iterator[None]:
     """Keeps all other programs from updating an index file. Saving it takes the file's own lock.
 
     Args:
         path: The index file.
         timeout_s: The seconds to wait for another program.
+        instead: What others should do, if this program keeps the index until it is ended.
 
     Raises:
         HashIndexError: If another program is updating it.
     """
     target = regular_target(path, HashIndexError)
-    with locked(target.with_name(f"{target.name}.update"), HashIndexError, timeout_s):
+    own = target.with_name(f"{target.name}.update")
+    with locked(own, HashIndexError, timeout_s, shown=path, instead=instead):
         yield
 
 
