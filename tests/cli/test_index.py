@@ -227,19 +227,24 @@ def test_watching_needs_its_library(trained, photos, tmp_path, cmfah, monkeypatc
 
 
 @pytest.mark.slow
-def test_watching_follows_a_folder(trained, photos, tmp_path, environment):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"])
+def test_watching_follows_a_folder(trained, photos, tmp_path, environment, sent, code):
     pytest.importorskip("watchfiles")
     index = photos / "x.index"  # its own changes do not count
     own = [str(trained.folder), str(photos), "-o", str(index), "--json", "--watch"]
     command = [sys.executable, "-c", _INTERRUPTIBLE + _MAIN, "index", *own]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **streams) as process:
         assert json.loads(process.stdout.readline())["added"] == 8
         draw(photos / "new.jpg", 60)
         assert json.loads(process.stdout.readline())["added"] == 1
         (photos / "new.jpg").rename(photos / "newer.jpg")
         assert json.loads(process.stdout.readline())["renamed"] == 1
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        time.sleep(1)  # until it waits for events again
+        process.send_signal(sent)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == code
+        assert ("interrupted" in errors) == (sent == signal.SIGINT)
     assert "newer.jpg" in HashIndex.load(index)
 
 

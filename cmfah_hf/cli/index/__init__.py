@@ -156,8 +156,18 @@ def saving_on_termination() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+    is_terminated = threading.Event()
+
+    def end(*_: object) -> None:
+        is_terminated.set()
+        sys.exit(_TERMINATED)
+
+    former = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except KeyboardInterrupt:
+        if is_terminated.is_set():  # watchfiles raises this one for whatever a signal's handler raises
+            sys.exit(_TERMINATED)
+        raise
     finally:
         signal.signal(signal.SIGTERM, former)
