@@ -192,6 +192,15 @@ def test_metadata_columns_follow_their_rows(trained, photos, tmp_path, cmfah):
     assert {"changed": 1, "added": 0, "unchanged": 7}.items() <= run(rows).items()
     search = ["search", trained.folder, index, "--text", "boat", "--where", "year=1900", "--json"]
     assert [hit["id"] for hit in cmfah(*search).document["results"]] == ["trip/3.jpg"]
+    outcome = cmfah("search", trained.folder, index, "--text", "boat", "--where", "text=boat")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "it has year. If the metadata of the folder photos has it, index that folder again" in outcome.err
+    options = [part.strip("';") for part in outcome.err.partition(" with ")[2].split()[:4]]
+    assert options == ["--keep", "year", "--keep", "text"]
+    again = cmfah("index", trained.folder, photos, *options, "-o", index, "--json").document
+    assert {"changed": 8, "added": 0}.items() <= again.items()
+    found = cmfah(*search, "--where", "text=boat")
+    assert [hit["id"] for hit in found.document["results"]] == ["trip/3.jpg"]
 
 
 @pytest.mark.slow
