@@ -6,7 +6,9 @@ file next to it was left by a process that died, and is removed.
 
 import contextlib
 import errno
+import functools
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -22,6 +24,8 @@ from safetensors import SafetensorError
 
 from cmfah_hf.errors import CMFAHError
 
+logger = logging.getLogger(__name__)
+
 LOCK_TIMEOUT_S = 60.0
 # Of `check_replaceable`.
 ANYTHING = ("*",)
@@ -29,8 +33,10 @@ ANYTHING = ("*",)
 # A file name has at most 255 bytes, and temporary names are longer than their target's.
 _LONGEST_NAME = 200
 _TEMPORARY, _REPLACED, _LOCK = ".tmp", ".old", ".lock"
-# Bytes of a lock file that name its holder.
+# Bytes of a lock file that name its holder, and as many that say what to do instead of waiting.
 _HOLDER_BYTES = 200
+# Seconds of waiting for a lock before it is said.
+_SILENT_S = 1.0
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFCHR: "a device",
@@ -139,29 +145,58 @@ def check_replaceable(path: str | os.PathLike, replaces: Collection[str], error:
 
 @contextlib.contextmanager
 def locked(
-    path: str | os.PathLike, error: type[CMFAHError] = CMFAHError, timeout_s: float = LOCK_TIMEOUT_S
+    path: str | os.PathLike,
+    error: type[CMFAHError] = CMFAHError,
+    timeout_s: float = LOCK_TIMEOUT_S,
+    *,
+    shown: str | os.PathLike | None = None,
+    instead: str = "",
 ) -> Iterator[None]:
     """Holds the lock of `path`, a hidden file next to it that is removed afterwards.
 
-    The lock of a process that died is free. It is not reentrant. After `timeout_s` seconds, the error names the holder.
+    The lock of a process that died is free. It is not reentrant. After a second, a warning names what is waited for and
+    the holder, and after `timeout_s` seconds the error does.
+
+    Args:
+        path: What is locked.
+        error: The kind of error.
+        timeout_s: The seconds to wait for another holder.
+        shown: The path in messages, if it is another one.
+        instead: What others should do, if this holder keeps the lock until it is ended. Those who do not keep it so
+            themselves are refused without waiting.
     """
     target = _resolved(path, error)
     lock = target.with_name(f"{_hidden(target)}{_LOCK}")
     with _writing(path, error):
         target.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(lock, os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0)))  # filelock retries a refusal
-        held = filelock.FileLock(lock, timeout=timeout_s, on_acquired=_sign, thread_local=False)
-        try:
-            held.acquire()
-        except filelock.Timeout:
-            since = f"for {timeout_s:g} seconds" if timeout_s else "already"
-            raise error(f"{path} is being written {since} by {_holder(lock)}; wait for it, or name another.") from None
+        held = filelock.FileLock(lock, on_acquired=functools.partial(_sign, instead=instead), thread_local=False)
+        _acquire(held, f"{path if shown is None else shown} is being written", error, timeout_s, not instead)
     try:
         yield
     finally:
         # Removed while held: a process that waits for this file sees that it is gone, and opens the next one.
         lock.unlink(missing_ok=True)
         held.release()
+
+
+def _acquire(
+    held: filelock.BaseFileLock, fact: str, error: type[CMFAHError], timeout_s: float, is_refused: bool
+) -> None:
+    """Acquires a lock, or raises `error`; `is_refused`: at once if the holder says what to do instead."""
+    lock, silent_s = Path(held.lock_file), min(_SILENT_S, timeout_s)
+    for seconds in (0.0, silent_s, timeout_s - silent_s):
+        try:
+            held.acquire(timeout=seconds)
+            return
+        except filelock.Timeout:
+            holder, instead = _holder(lock)
+            if is_refused and instead:
+                raise error(f"{fact} by {holder}, {instead}.") from None
+        if 0 < seconds < timeout_s:
+            logger.warning("%s by %s; waiting for it, at most %g seconds.", fact, holder, timeout_s)
+    since = f"for {timeout_s:g} seconds" if timeout_s else "already"
+    raise error(f"{fact} {since} by {holder}{f', {instead}' if instead else '; wait for it, or name another'}.")
 
 
 def regular_target(path: str | os.PathLike, error: type[CMFAHError] = CMFAHError) -> Path:
@@ -265,15 +300,18 @@ def _restore_replaced(target: Path) -> None:
         left[0].rename(target)
 
 
-def _sign(descriptor: int) -> None:
+def _sign(descriptor: int, instead: str) -> None:
+    holder = f"process {os.getpid()} on {socket.gethostname()}"[:_HOLDER_BYTES]
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}"[:_HOLDER_BYTES].encode(), 0)
+    os.pwrite(descriptor, f"{holder}\n{instead}".encode(), 0)
 
 
-def _holder(lock: Path) -> str:
+def _holder(lock: Path) -> tuple[str, str]:
+    """The holder of a lock, and what to do instead of waiting for it, if it says so."""
     try:
         with lock.open("rb") as file:
-            holder = file.read(_HOLDER_BYTES).decode("utf-8", "replace")
+            text = file.read(2 * _HOLDER_BYTES).decode("utf-8", "replace")
     except OSError:  # released in the meantime, or not readable on this system
-        holder = ""
-    return holder if holder.isprintable() and holder else "another process"
+        text = ""
+    holder, _, instead = text.partition("\n")
+    return (holder, instead) if holder and (holder + instead).isprintable() else ("another process", "")

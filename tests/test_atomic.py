@@ -2,14 +2,17 @@
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from cmfah_hf import atomic
 from cmfah_hf.atomic import ANYTHING, atomic_file, atomic_folder, locked, write_text
 from cmfah_hf.errors import CMFAHError, HashIndexError
 
@@ -194,3 +197,38 @@ def test_concurrent_writers_take_turns(tmp_path):
         thread.join()
     assert set(path.read_text().split()) == {str(number) for number in range(20)}
     assert names(tmp_path) == ["a"]
+
+
+def test_waiting_for_a_lock_is_said_soon(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(atomic, "_SILENT_S", 0.05)
+    path, held, free = tmp_path / "a", threading.Event(), threading.Event()
+
+    def hold():
+        with locked(path):
+            held.set()
+            free.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(30)
+    threading.Timer(0.5, free.set).start()
+    with locked(path, shown="b"):
+        assert [record.getMessage() for record in caplog.records] == [
+            f"b is being written by process {os.getpid()} on {socket.gethostname()}; waiting for it, at most 60 seconds."  # noqa: E501
+        ]
+    thread.join()
+
+
+def test_a_holder_that_stays_says_what_to_do_instead(tmp_path):
+    path = tmp_path / "a"
+    with locked(path, instead="which serves it; ask it"):
+        start = time.monotonic()
+        message = r"a is being written by process \d+ on .*, which serves it; ask it\.$"
+        with pytest.raises(CMFAHError, match=message), locked(path):
+            pass
+        assert time.monotonic() - start < 30
+        for wait in (0, 0.1):  # another such holder may be about to end
+            message = "written (already|for 0.1 seconds) by"
+            with pytest.raises(CMFAHError, match=message), locked(path, timeout_s=wait, instead="x"):
+                pass
+    assert names(tmp_path) == []

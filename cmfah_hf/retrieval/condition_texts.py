@@ -30,6 +30,24 @@ _DAY = len("2024-05-31")
 _MOST_PERIODS = 100
 
 
+class UnknownColumnError(QueryError):
+    """A condition on a column that the metadata does not have.
+
+    Attributes:
+        column: Its name.
+    """
+
+    column: str = ""
+
+    @classmethod
+    def of(cls, column: str, columns: Sequence[str]) -> "UnknownColumnError":
+        """The error for a column, where the metadata has `columns`."""
+        present = ", ".join(columns) or "none"
+        error = cls(f"The index has no metadata column {shortened(column)}; it has {present}.")
+        error.column = column
+        return error
+
+
 class Condition(NamedTuple):
     """A condition on a column.
 
@@ -68,11 +86,6 @@ def parse_condition(text: str, schema: pa.Schema) -> Condition:
     return Condition(name, _ordered(name, sign, values[0], kind), is_negated)
 
 
-def unknown_column(name: str, columns: Sequence[str]) -> str:
-    """The message for a column that the metadata does not have."""
-    return f"The index has no metadata column {shortened(name)}; it has {', '.join(columns) or 'none'}."
-
-
 def _parts(text: str, columns: Sequence[str]) -> tuple[str, str, str, bool]:
     """Column, operator, the rest, and whether there is a `not`."""
     text = text.strip()
@@ -88,7 +101,7 @@ def _parts(text: str, columns: Sequence[str]) -> tuple[str, str, str, bool]:
     name, sign, _ = re.match(r"([^=<>!]*)([=<>!]?)(.*)", forms[-1][0], re.DOTALL).groups()  # type: ignore[union-attr]
     if not sign:
         raise QueryError(_FORM.format(shortened(text)))
-    raise QueryError(unknown_column(name.strip(), columns))
+    raise UnknownColumnError.of(name.strip(), columns)
 
 
 def _values(rest: str, text: str) -> list[str]:

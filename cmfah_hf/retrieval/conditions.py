@@ -12,7 +12,7 @@ import pyarrow.compute
 
 from cmfah_hf.errors import QueryError
 from cmfah_hf.retrieval.codes import shortened
-from cmfah_hf.retrieval.condition_texts import VALUE, parse_condition, unknown_column
+from cmfah_hf.retrieval.condition_texts import VALUE, UnknownColumnError, parse_condition
 from cmfah_hf.retrieval.condition_values import element_type, value_set
 
 _ARROW_ERRORS = (pa.ArrowException, TypeError, ValueError, OverflowError)
@@ -50,7 +50,7 @@ def _rows_of_mapping(table: pa.Table | None, where: Mapping[str, Any]) -> np.nda
     columns = [] if table is None else table.column_names
     unknown = [name for name in where if name not in columns]
     if unknown:
-        raise QueryError(unknown_column(unknown[0], columns))
+        raise UnknownColumnError.of(unknown[0], columns)
     table = _required(table)
     allowed_N = np.ones(len(table), bool)
     for name, values in where.items():

@@ -26,6 +26,7 @@ from cmfah_hf.retrieval.codes import (
     round_for_aqd,
     shortened,
 )
+from cmfah_hf.retrieval.condition_texts import UnknownColumnError
 from cmfah_hf.retrieval.conditions import rows_allowed
 from cmfah_hf.retrieval.duplicates import duplicate_groups
 from cmfah_hf.retrieval.forks import renew_in_children
@@ -184,7 +185,7 @@ class HashIndex(BaseHashIndex):
         if not now.count:
             raise HashIndexError("The index is empty; add items before searching it.")
         queries = self._queries(hash_values, metric)
-        allowed, count = _allowed(now, where), now.count
+        allowed, count = _allowed(now, where, self.folders), now.count
         if where is not None and allowed is not None:
             count = int(np.count_nonzero(allowed))
         elif k > count:
@@ -207,7 +208,7 @@ class HashIndex(BaseHashIndex):
         if not now.count:
             raise HashIndexError("The index is empty; add items before searching it.")
         queries = self._queries(hash_values, "hamming")
-        found = within_radius(queries.packed, radius, now.codes, now.ids, _allowed(now, where), limit)
+        found = within_radius(queries.packed, radius, now.codes, now.ids, _allowed(now, where, self.folders), limit)
         return [
             QueryResults(
                 now.ids.take(rows), distances, None if now.table is None else taken(now.table, rows), self.folders
@@ -329,11 +330,17 @@ class HashIndex(BaseHashIndex):
         return Queries.for_aqd(round_for_aqd(values))
 
 
-def _allowed(now: Snapshot, where: Any) -> np.ndarray | None:
+def _allowed(now: Snapshot, where: Any, folders: FolderRecords | None) -> np.ndarray | None:
     """`(N,)` bool: the live rows that meet the condition. None if all rows do."""
     if where is None:
         return now.live
-    allowed = rows_allowed(now.table, where)
+    try:
+        allowed = rows_allowed(now.table, where)
+    except UnknownColumnError as error:
+        hint = None if folders is None else folders.how_to_keep(error.column)
+        if hint is None:
+            raise
+        raise QueryError(f"{error} {hint}") from error
     return allowed if now.live is None else allowed & now.live
 
 

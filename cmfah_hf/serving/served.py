@@ -37,6 +37,8 @@ MODALITIES: tuple[Modality, ...] = ("images", "texts")
 _TEXTS_AT_ONCE = 32
 # Seconds to wait for another program that updates an index file.
 _LOCK_S = 5.0
+# What other programs are told that want to update one, after "it is being written by process 1 on host".
+_INSTEAD = "which serves it; ask that server for the change (POST /sync updates folders), or end it"
 
 
 class BusyError(CMFAHError):
@@ -103,7 +105,7 @@ class ServedRetriever:
         with ExitStack() as held:
             for modality, path in self.files.items():
                 regular_target(path, HashIndexError)
-                held.enter_context(updating(path, _LOCK_S))
+                held.enter_context(updating(path, _LOCK_S, _INSTEAD))
                 if path.exists():
                     self._set_index(modality, self.retriever.load_index(path, mmap=True))
             self._held = held.pop_all()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -68,13 +69,16 @@ json.dump(outcomes, open(sys.argv[2], "w"))
 
 @pytest.fixture(scope="session")
 def run_in_a_new_process(tmp_path_factory):
-    """A function that runs commands one after the other in a new process and returns their results."""
+    """A function that runs commands one after the other in a new process and returns their results.
 
-    def run(commands: list[list[str]], environment: dict[str, str]) -> list[Outcome]:
+    `prefix`: the beginning of its command line.
+    """
+
+    def run(commands: list[list[str]], environment: dict[str, str], prefix: Sequence[str] = ()) -> list[Outcome]:
         folder = tmp_path_factory.mktemp("commands")
         (folder / "commands.json").write_text(json.dumps(commands), encoding="utf-8")
         process = subprocess.run(
-            [sys.executable, "-c", PROGRAM, str(folder / "commands.json"), str(folder / "outcomes")],
+            [*prefix, sys.executable, "-c", PROGRAM, str(folder / "commands.json"), str(folder / "outcomes")],
             env=environment,
             cwd=folder,
             capture_output=True,

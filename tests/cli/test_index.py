@@ -108,6 +108,18 @@ def test_an_index_of_another_model_is_refused(trained, trained_scahn, photos, tm
     assert cmfah("index", trained_scahn.folder, photos, "-o", index, "--rebuild").code == 0
 
 
+def test_unreadable_images_are_named_at_every_call(trained, photos, tmp_path, cmfah):
+    for number in range(7):
+        (photos / f"broken {number}.jpg").write_bytes(b"none")
+    for options in ([], [], ["--dry-run"]):
+        outcome = cmfah("index", trained.folder, photos, "-o", tmp_path / "x.index", *options)
+        named = [line for line in outcome.out.splitlines() if line.startswith("unreadable: ")]
+        assert [line.partition(".jpg: ")[0] for line in named[:5]] == [
+            f"unreadable: {photos}/broken {number}" for number in range(5)
+        ]
+        assert named[5:] == ["unreadable: 2 more"]
+
+
 def test_several_folders_and_a_folder_that_moves(trained, photos, tmp_path, cmfah):
     index, cam = tmp_path / "x.index", tmp_path / "cam2023"
     draw(cam / "IMG_0001.jpg", 50)
@@ -180,6 +192,15 @@ def test_metadata_columns_follow_their_rows(trained, photos, tmp_path, cmfah):
     assert {"changed": 1, "added": 0, "unchanged": 7}.items() <= run(rows).items()
     search = ["search", trained.folder, index, "--text", "boat", "--where", "year=1900", "--json"]
     assert [hit["id"] for hit in cmfah(*search).document["results"]] == ["trip/3.jpg"]
+    outcome = cmfah("search", trained.folder, index, "--text", "boat", "--where", "text=boat")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "it has year. If the metadata of the folder photos has it, index that folder again" in outcome.err
+    options = [part.strip("';") for part in outcome.err.partition(" with ")[2].split()[:4]]
+    assert options == ["--keep", "year", "--keep", "text"]
+    again = cmfah("index", trained.folder, photos, *options, "-o", index, "--json").document
+    assert {"changed": 8, "added": 0}.items() <= again.items()
+    found = cmfah(*search, "--where", "text=boat")
+    assert [hit["id"] for hit in found.document["results"]] == ["trip/3.jpg"]
 
 
 @pytest.mark.slow
@@ -215,19 +236,24 @@ def test_watching_needs_its_library(trained, photos, tmp_path, cmfah, monkeypatc
 
 
 @pytest.mark.slow
-def test_watching_follows_a_folder(trained, photos, tmp_path, environment):
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "term"])
+def test_watching_follows_a_folder(trained, photos, tmp_path, environment, sent, code):
     pytest.importorskip("watchfiles")
     index = photos / "x.index"  # its own changes do not count
     own = [str(trained.folder), str(photos), "-o", str(index), "--json", "--watch"]
     command = [sys.executable, "-c", _INTERRUPTIBLE + _MAIN, "index", *own]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **streams) as process:
         assert json.loads(process.stdout.readline())["added"] == 8
         draw(photos / "new.jpg", 60)
         assert json.loads(process.stdout.readline())["added"] == 1
         (photos / "new.jpg").rename(photos / "newer.jpg")
         assert json.loads(process.stdout.readline())["renamed"] == 1
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        time.sleep(1)  # until it waits for events again
+        process.send_signal(sent)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == code
+        assert ("interrupted" in errors) == (sent == signal.SIGINT)
     assert "newer.jpg" in HashIndex.load(index)
 
 

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from cmfah_hf.errors import HashIndexError
 from cmfah_hf.retrieval import HashIndex, Term
-from cmfah_hf.retrieval.folders import FolderRequest
+from cmfah_hf.retrieval.folders import FolderRequest, remove_items
 from cmfah_hf.serving import ServedRetriever, ServiceLimits, served
 from serving.servers import running
 
@@ -106,6 +106,10 @@ def test_only_named_index_files_change_and_by_one_server(retriever, scenes, tmp_
         other = ServedRetriever(retriever, {"images": path})
         with pytest.raises(HashIndexError, match=r"is being written for 0\.05 seconds by process"), other:
             pass
+        start = time.monotonic()
+        with pytest.raises(HashIndexError, match=r"new\.index is being written by process \d+ on .*POST /sync"):
+            remove_items(path, ["a"])
+        assert time.monotonic() - start < 5  # a server does not end by itself
     with running(ServedRetriever(retriever)) as own:
         for path, asked in [("/add", {"ids": ["a"]}), ("/remove", {"ids": ["a"]}), ("/sync", {})]:
             answer = own.post(path, asked, scenes[:1] if path == "/add" else [])

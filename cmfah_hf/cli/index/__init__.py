@@ -129,6 +129,8 @@ def _show(changes: "FolderChanges", output: Path, json: bool, as_line: bool = Fa
         say(dumps(done)) if as_line else print_json(done)
         return
     say(f"{output}: {len(filled):,} items, {len(filled) * filled.bits // 8:,} bytes of codes: {changes}.")
+    for line in changes.unreadable_lines():
+        say(line)
 
 
 def _show_steps(changes: "FolderChanges", output: Path, json: bool) -> None:
@@ -143,6 +145,8 @@ def _show_steps(changes: "FolderChanges", output: Path, json: bool) -> None:
             say(f"{mark} {item_id}")
     for former, new in steps["renamed"]:
         say(f"> {former} -> {new}")
+    for line in changes.unreadable_lines():
+        say(line)
     say(f"{output}: {changes} (not done).")
 
 
@@ -152,8 +156,18 @@ def saving_on_termination() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+    is_terminated = threading.Event()
+
+    def end(*_: object) -> None:
+        is_terminated.set()
+        sys.exit(_TERMINATED)
+
+    former = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except KeyboardInterrupt:
+        if is_terminated.is_set():  # watchfiles raises this one for whatever a signal's handler raises
+            sys.exit(_TERMINATED)
+        raise
     finally:
         signal.signal(signal.SIGTERM, former)

@@ -69,7 +69,8 @@ def ask_model(
         from cmfah_hf.retrieval.folders import update_folder_index  # with `datasets`, which takes long to import
 
         changes = update_folder_index(retriever, images, index, progress=progress)
-        say(f"{images}: {changes}.", err=True)
+        for line in (f"{images}: {changes}.", *changes.unreadable_lines()):
+            say(line, err=True)
     elif index is not None:
         retriever.images = retriever.load_index(index, mmap=True)
     results = retriever.search(

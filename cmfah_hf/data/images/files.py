@@ -1,6 +1,8 @@
 """Image files below a folder, and counts of the files that are not images."""
 
+import errno
 import os
+import stat
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,7 +65,8 @@ def list_image_files(folder: Path, hidden: bool = False) -> ImageFiles:
         below = Path(parent)
         visible = [name for name in folders if hidden or not is_hidden(name)]
         skipped[HIDDEN] += len(folders) - len(visible)
-        skipped[LINKED_FOLDERS] += sum((below / name).is_symlink() for name in visible)
+        # `Path.is_symlink` raises `PermissionError` in a folder that can be listed and not entered.
+        skipped[LINKED_FOLDERS] += sum(os.path.islink(below / name) for name in visible)  # noqa: PTH114
         folders[:] = visible
         for name in names:
             path = below / name
@@ -104,6 +107,19 @@ def _reason_to_skip(path: Path, root: Path, hidden: bool) -> str | None:
     ending = path.suffix.lower()
     if ending not in image_endings():
         return ending or NO_ENDING
-    if path.is_symlink() and not path.resolve().is_relative_to(root):
+    # Not by the methods of `Path`: some of them raise, and others take a file in a closed folder for none.
+    if stat.S_ISLNK(os.lstat(path).st_mode) and not path.resolve().is_relative_to(root):
         return LINKS_OUT
-    return None if path.is_file() else SPECIAL
+    return None if stat.S_ISREG(_mode(path)) else SPECIAL
+
+
+def _mode(path: Path) -> int:
+    """The mode of a file, links followed; 0 if there is none. Raises `OSError` if it cannot be asked for."""
+    try:
+        return os.stat(path).st_mode  # noqa: PTH116 - a `Path` takes longer than the call
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link that leads to itself
+            return 0
+        raise

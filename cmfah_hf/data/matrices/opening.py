@@ -82,7 +82,9 @@ def find_matrix_files(paths: str | os.PathLike | Sequence[str | os.PathLike]) ->
 
 def matrix_files_below(folder: Path) -> list[Path]:
     """The `.mat` and `.h5` files below a folder, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in MATRIX_SUFFIXES and path.is_file())
+    named = (path for path in folder.rglob("*") if path.suffix.lower() in MATRIX_SUFFIXES)
+    # `Path.is_file` raises `PermissionError` in a folder that cannot be read.
+    return sorted(path for path in named if os.path.isfile(path))  # noqa: PTH113
 
 
 def list_variables(path: Path) -> list[Variable]:

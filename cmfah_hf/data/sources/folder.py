@@ -5,6 +5,8 @@ some labels as a list and others as a string; and it takes the tags `null` and `
 Rows become a data set through `from_generator`, so they are cached on disk, memory-mapped, and stream the same way.
 """
 
+import logging
+import os
 import posixpath
 from collections.abc import Iterator
 from functools import partial
@@ -26,11 +28,14 @@ from cmfah_hf.data.sources.request import (
     METADATA_NAMES,
     SPLIT_FOLDERS,
     LoadRequest,
+    is_file,
     split_of_metadata,
     subfolders,
     usual_order,
 )
 from cmfah_hf.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 
 def matches(request: LoadRequest) -> bool:
@@ -43,6 +48,7 @@ def load(request: LoadRequest) -> Loaded:
     if columns.image not in (None, "file_name", "image"):
         raise DataError(f"{path}: a folder names its images in 'file_name', not in {columns.image!r}.")
     metadata = find_splits(path)
+    _warn_of_closed_folders(path, metadata)
     root = request.allowed(DataRoot.of_folder(path))
     checked = {name: check_metadata(metadata[name], columns, root) for name in request.wanted(metadata)}
     parts = {
@@ -57,6 +63,8 @@ def find_splits(folder: Path) -> dict[str, Path]:
 
     Further splits of the folder's own are in `metadata.query.jsonl` and the like.
 
+    A subfolder that cannot be read holds no metadata.
+
     Raises a `DataError` if a split would be lost: metadata here and in a subfolder, or a split folder without any.
     """
     below = subfolders(folder)
@@ -70,8 +78,35 @@ def find_splits(folder: Path) -> dict[str, Path]:
         check_split_name(name, str(folder))
     bare = [entry for entry in below if entry.name in SPLIT_FOLDERS and entry.name not in splits]
     if splits and bare:
+        reason = _reason_closed(bare[0])
+        if reason is not None:
+            raise DataError(f"{bare[0]}: this split cannot be read ({reason}); change its permissions.")
         raise DataError(f"{bare[0]}: this split has no metadata; {EXAMPLE}")
     return {name: splits[name] for name in sorted(splits, key=usual_order)}
+
+
+def _warn_of_closed_folders(folder: Path, metadata: dict[str, Path]) -> None:
+    """Names the subfolders that may be splits and cannot be read, if subfolders are splits."""
+    if all(path.parent == folder for path in metadata.values()):
+        return
+    for entry in subfolders(folder):
+        reason = _reason_closed(entry)
+        if entry.name not in metadata and reason is not None:
+            logger.warning("Left out: %s cannot be read (%s); if it is a split, change its permissions.", entry, reason)
+
+
+def _reason_closed(folder: Path) -> str | None:
+    """The system's reason why a folder cannot be read, or None if it can."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                os.lstat(entry.path)
+                break
+    except FileNotFoundError:  # deleted in the meantime
+        return None
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def _own_splits(folder: Path) -> dict[str, Path]:
@@ -80,7 +115,7 @@ def _own_splits(folder: Path) -> dict[str, Path]:
     splits = {} if train is None else {"train": train}
     for path in sorted(folder.glob("metadata.*.jsonl")):
         name = split_of_metadata(path.name)
-        if name is None or not path.is_file():
+        if name is None or not is_file(path):
             continue
         check_split_name(name, str(path))
         if name in splits:
@@ -91,7 +126,7 @@ def _own_splits(folder: Path) -> dict[str, Path]:
 
 def _find_metadata(folder: Path) -> Path | None:
     """The metadata file of a folder, if it has one; two are refused, because they might disagree."""
-    found = [folder / name for name in METADATA_NAMES if (folder / name).is_file()]
+    found = [folder / name for name in METADATA_NAMES if is_file(folder / name)]
     if len(found) > 1:
         raise DataError(f"{folder}: holds both {found[0].name} and {found[1].name}; keep one.")
     return found[0] if found else None

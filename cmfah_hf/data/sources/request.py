@@ -136,8 +136,14 @@ def split_of_metadata(name: str) -> str | None:
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders directly below one, in order, without hidden ones and links that lead back above them."""
-    entries = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    named = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    entries = [entry for entry in named if os.path.isdir(entry)]  # noqa: PTH112 - as in `is_file`
     return [entry for entry in entries if not (entry.is_symlink() and folder.resolve().is_relative_to(entry.resolve()))]
+
+
+def is_file(path: Path) -> bool:
+    """Whether a regular file is there; in a folder that cannot be read, none is."""
+    return os.path.isfile(path)  # noqa: PTH113 - `Path.is_file` raises `PermissionError` before Python 3.14
 
 
 def usual_order(name: str) -> tuple[int, str]:

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+# Unreadable images that are named to people.
+_MOST_NAMED = 5
+
 
 @dataclass
 class FolderChanges:
@@ -37,6 +40,12 @@ class FolderChanges:
     def counts(self) -> dict[str, Any]:
         """Everything but the steps, for JSON."""
         return {name: value for name, value in vars(self).items() if name != "steps"}
+
+    def unreadable_lines(self) -> list[str]:
+        """Lines for people: the first images that cannot be read, with their reasons, and the number of the others."""
+        lines = [f"unreadable: {line}" for line in self.unreadable[:_MOST_NAMED]]
+        others = len(self.unreadable) - len(lines)
+        return [*lines, f"unreadable: {others:,} more"] if others else lines
 
     def __str__(self) -> str:
         parts = [

@@ -1,7 +1,9 @@
 """The folders of an update as they are now, next to what the index records of them."""
 
 import os
-from dataclasses import dataclass, field, replace
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,15 @@ from cmfah_hf.retrieval.storage.folder_records import FileRecord, Root
 
 
 class MissingFolderError(Exception):
-    """A folder that the index follows is gone, or empty as a place where nothing is mounted."""
+    """A folder that the index follows is gone, holds no image as a place where nothing is mounted, or cannot be read.
+
+    Attributes:
+        remedy: What to do, other than to give the folder's new place.
+    """
+
+    def __init__(self, state: str, remedy: str):
+        super().__init__(state)
+        self.remedy = remedy
 
 
 @dataclass
@@ -44,7 +54,7 @@ class Present:
     def is_unknown(self, item_id: str) -> bool:
         """Whether an image that was not found may be there, since its place cannot be read."""
         root, name = self.owner[item_id]
-        return self.listings[root].is_unknown(name)
+        return self.listings[root].is_unknown(_place_of(name, self.recorded[item_id]))
 
     def has_code(self, item_id: str) -> bool:
         """Whether the index had a code of an image before."""
@@ -59,43 +69,71 @@ class Present:
         return None if table is None else table.take(np.array([self.found[item_id].row_number for item_id in ids]))
 
 
-def listing_of(root: Root, is_followed: bool, holds_images: bool, prune: bool) -> Listing:
+def listing_of(root: Root, is_followed: bool, records: Mapping[str, FileRecord], prune: bool) -> Listing:
     """The images of a folder.
 
     Args:
         root: The folder.
         is_followed: Whether the index follows it already.
-        holds_images: Whether the index has images of it.
-        prune: Whether a missing folder counts as empty, unless its drive does not answer.
+        records: The records of its images, by their names in it.
+        prune: Whether a folder that is not there, or has no image any more, counts as empty. One that cannot be read
+            never does.
 
     Raises:
         DataError: If a new folder is not there, or holds no image, or its metadata is not valid.
-        MissingFolderError: If a followed folder is not there, its drive does not answer, or it holds no image any more.
+        MissingFolderError: If a followed folder is not there, cannot be read, or holds no image any more.
     """
-    reason, is_silent = None, False
     try:
-        if in_time(_is_there, root.path):
-            listing = scan(root)
-            reason = listing.closed.get(".")
-        else:
-            listing, reason = Listing({}), "there is no such folder"
+        is_there = in_time(_is_there, root.path)
+        listing = scan(root) if is_there else Listing({})
+        reason = listing.closed.get(".")
     except OSError as error:
-        listing, reason = Listing({}), error.strerror or str(error)
-        is_silent = isinstance(error, TimeoutError)
-    if listing.files or (is_followed and not holds_images and reason is None):
-        return listing
+        is_there, listing, reason = True, Listing({}), _reason(error, root.path)
     if not is_followed:
-        if reason is not None:
-            raise DataError(f"{root.path}: {reason}; check the path.")
-        find_image_files(Path(root.path), root.hidden)  # raises, with what is there instead
-    if prune and not is_silent:
-        return replace(listing, closed={place: why for place, why in listing.closed.items() if place != "."})
-    raise MissingFolderError(reason or "no image is there")
+        _refuse_unusable(root, listing, "there is no such folder" if not is_there else reason)
+    if listing.files:
+        return listing
+    if reason is not None:
+        raise MissingFolderError(f"cannot be read ({reason})", "connect its drive or change its permissions")
+    if prune or (is_there and (not records or _has_unknown(listing, records))):
+        return listing
+    raise MissingFolderError(
+        "holds no image now" if is_there else "is gone", "connect its drive, or remove them with --prune-missing-root"
+    )
+
+
+def _refuse_unusable(root: Root, listing: Listing, reason: str | None) -> None:
+    """Refuses a new folder without images."""
+    if listing.files:
+        return
+    if reason is not None:
+        raise DataError(f"{root.path}: {reason}; check the path.")
+    find_image_files(Path(root.path), root.hidden)  # raises, with what is there instead
+
+
+def _has_unknown(listing: Listing, records: Mapping[str, FileRecord]) -> bool:
+    """Whether any recorded image may be in a place that cannot be read."""
+    return any(listing.is_unknown(_place_of(name, record)) for name, record in records.items())
+
+
+def _place_of(name: str, record: FileRecord) -> str:
+    """The path of an image below its folder."""
+    return name if record.place is None else record.place
+
+
+def _reason(error: OSError, folder: str) -> str:
+    """The reason of an error, with the file that it is about if that is not the folder itself."""
+    reason = error.strerror or str(error)
+    return reason if error.filename in (None, folder) else f"{error.filename}: {reason}"
 
 
 def _is_there(path: str) -> bool:
-    """Whether a path leads to a folder that can be listed. Raises `OSError` if it cannot."""
-    if not os.path.isdir(path):  # noqa: PTH112 - a path of any length
+    """Whether a path leads to a folder. Raises `OSError` if it cannot be asked for, or listed."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a path of any length
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no file can have this name
+        return False
+    if not stat.S_ISDIR(found.st_mode):
         return False
     with os.scandir(path) as entries:
         next(entries, None)

@@ -6,14 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import pyarrow as pa
 
 from cmfah_hf.data.file_state import COARSE_NS, changed_at
 from cmfah_hf.data.images import list_image_files
-from cmfah_hf.data.sources.request import METADATA_NAMES, is_metadata_name, subfolders
+from cmfah_hf.data.sources.request import METADATA_NAMES, is_file, is_metadata_name, subfolders
 from cmfah_hf.errors import DataError
 from cmfah_hf.retrieval.storage.folder_records import FileRecord, Root
 from cmfah_hf.retrieval.storage.metadata import appended, as_table
@@ -63,7 +63,8 @@ class Listing:
         files: The images by their names in the folder, in order.
         metadata: The kept columns of metadata, or None.
         skipped: The numbers of skipped files by ending or reason.
-        closed: The places below which nothing is known, by their names in the folder, with the reasons.
+        closed: The places below which nothing is known, by their paths below the folder (`.` is the folder itself),
+            with the reasons.
     """
 
     files: dict[str, FoundFile]
@@ -71,9 +72,10 @@ class Listing:
     skipped: Mapping[str, int] = field(default_factory=dict)
     closed: Mapping[str, str] = field(default_factory=dict)
 
-    def is_unknown(self, name: str) -> bool:
-        """Whether a file of this name may be there without having been found."""
-        return any(name == place or name.startswith(f"{place}/") or place == "." for place in self.closed)
+    def is_unknown(self, place: str) -> bool:
+        """Whether the file at a path below the folder may be there without having been found."""
+        path = PurePosixPath(place)
+        return "." in self.closed or any(str(above) in self.closed for above in (path, *path.parents))
 
 
 def state_of_file(path: str, now_ns: int) -> FoundFile:
@@ -84,10 +86,10 @@ def state_of_file(path: str, now_ns: int) -> FoundFile:
 
 
 def metadata_files(folder: str | Path) -> list[Path]:
-    """The metadata files of a folder and of those directly below it."""
+    """The metadata files of a folder and of those directly below it; a folder that cannot be read holds none."""
     below = (entry / name for entry in subfolders(Path(folder)) for name in METADATA_NAMES)
     own = (entry for entry in Path(folder).iterdir() if is_metadata_name(entry.name))
-    return [file for file in (*own, *below) if file.is_file()]
+    return [file for file in (*own, *below) if is_file(file)]
 
 
 def scan(root: Root) -> Listing:
@@ -148,7 +150,8 @@ def _scan_rows(root: Root) -> Listing:
     skipped = Counter(others.skipped)
     skipped[_WITHOUT_ROW] = without_row
     skipped.subtract(path.suffix.lower() for path in metadata_files(root.path))
-    return Listing(files, metadata, {reason: count for reason, count in skipped.items() if count > 0})
+    closed = {_name(Path(root.path), path): reason for path, reason in others.closed.items()}
+    return Listing(files, metadata, {reason: count for reason, count in skipped.items() if count > 0}, closed)
 
 
 def _digests(table: pa.Table | None, rows: int) -> Iterator[bytes]:

@@ -127,11 +127,14 @@ def _is_followed(source: str, recorded: Sequence[Root]) -> bool:
         return True
     if not os.path.isdir(place):  # noqa: PTH112 - a path of any length
         return False
-    if _has_metadata(place):
-        return True
-    from cmfah_hf.data.loading import is_data_set  # `datasets` takes a second to import
+    try:
+        if metadata_files(place):
+            return True
+        from cmfah_hf.data.loading import is_data_set  # `datasets` takes a second to import
 
-    return not is_data_set(Path(place))
+        return not is_data_set(Path(place))
+    except OSError:  # the update reports what is wrong with the folder
+        return True
 
 
 def _has_metadata(place: str) -> bool:

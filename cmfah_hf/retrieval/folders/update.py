@@ -40,7 +40,8 @@ class UpdateOptions:
         batch_size: Images encoded at once.
         progress: Show a progress bar.
         dry_run: Only compare; nothing is encoded or written.
-        prune_missing: Remove the images of folders that are gone or empty.
+        prune_missing: Remove the images of folders that are gone or hold no image any more. Those that cannot be read
+            stay.
         restore: Take back the images that were removed by hand.
         add: Add the folders to an index whose items come from elsewhere.
         rebuild: Make the index anew.
@@ -60,18 +61,20 @@ class UpdateOptions:
 
 
 @contextmanager
-def updating(path: str | Path, timeout_s: float = LOCK_TIMEOUT_S) -> Iterator[None]:
+def updating(path: str | Path, timeout_s: float = LOCK_TIMEOUT_S, instead: str = "") -> Iterator[None]:
     """Keeps all other programs from updating an index file. Saving it takes the file's own lock.
 
     Args:
         path: The index file.
         timeout_s: The seconds to wait for another program.
+        instead: What others should do, if this program keeps the index until it is ended.
 
     Raises:
         HashIndexError: If another program is updating it.
     """
     target = regular_target(path, HashIndexError)
-    with locked(target.with_name(f"{target.name}.update"), HashIndexError, timeout_s):
+    own = target.with_name(f"{target.name}.update")
+    with locked(own, HashIndexError, timeout_s, shown=path, instead=instead):
         yield
 
 
@@ -214,9 +217,9 @@ class _Update:
             former = self.former_roots.get(root.name)
             records = self.files.setdefault(root.name, {})
             try:
-                listing = listing_of(root, former is not None, bool(records), self.options.prune_missing)
+                listing = listing_of(root, former is not None, records, self.options.prune_missing)
             except MissingFolderError as error:
-                missing.append(self._missing(root, str(error)))
+                missing.append(self._missing(root, error))
                 continue
             self._count_skipped(root, listing)
             self.files[root.name] = self._usable_records(root, former or root)
@@ -227,14 +230,13 @@ class _Update:
             logger.warning("%s", line)
         return present
 
-    def _missing(self, root: Root, reason: str) -> str:
+    def _missing(self, root: Root, error: MissingFolderError) -> str:
         count = sum(record.has_code for record in self.files[root.name].values())
         self.changes.missing.append(root.path)
         self.changes.kept += count
         return (
-            f"{root.path}: the folder {root.name} is gone ({reason}), and its {count:,} images stay in the index; "
-            f"connect its drive, name its new place with --root {root.name}=PATH, or remove them with "
-            "--prune-missing-root."
+            f"{root.path}: the folder {root.name} {error}, and its {count:,} images stay in the index; name its new "
+            f"place with --root {root.name}=PATH, {error.remedy}."
         )
 
     def _usable_records(self, root: Root, former: Root, coded_only: bool = False) -> dict[str, FileRecord]:
@@ -280,7 +282,7 @@ class _Update:
         """The folders that the index follows from now on: with pruning, only those that are there."""
         if not self.options.prune_missing:
             return roots.all
-        stays = set(self.changes.missing)  # of drives that do not answer
+        stays = set(self.changes.missing)  # those that cannot be read
         return tuple(
             root for root in roots.all if root.name not in roots.asked or root.path in stays or Path(root.path).is_dir()
         )

@@ -16,6 +16,7 @@ import pyarrow.compute
 
 from cmfah_hf.documents import parse_json
 from cmfah_hf.errors import HashIndexError
+from cmfah_hf.retrieval.codes import shortened
 
 _SCHEMA = pa.schema(
     [
@@ -175,6 +176,19 @@ class FolderRecords:
             for row in wanted.get((number, name), ()):
                 paths[row] = _path_in(self.roots[number].path, _text(name if place is None else place))
         return paths
+
+    def how_to_keep(self, column: str) -> str | None:
+        """What to do for a column of metadata that the index does not store; None if no folder has metadata."""
+        described = self.table.filter(pa.compute.is_valid(self.table["row"]))
+        first = pa.compute.min(described["root"]).as_py()
+        if first is None:
+            return None
+        root = self.roots[first]
+        options = " ".join(f"--keep {shortened(name)}" for name in (*root.keep, column))
+        return (
+            f"If the metadata of the folder {root.name} has it, index that folder again with {options}; nothing is "
+            "encoded again."
+        )
 
 
 def table_of(roots: Sequence[Root], files: Mapping[str, Mapping[str, FileRecord]]) -> pa.Table:

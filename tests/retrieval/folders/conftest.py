@@ -7,7 +7,7 @@ import pytest
 from coarse_jpegs import draw
 
 from cmfah_hf.retrieval import CrossMediaRetriever
-from cmfah_hf.retrieval.folders import ModelOnDemand
+from cmfah_hf.retrieval.folders import FolderRequest, ModelOnDemand, UpdateOptions, update_folders
 
 
 class Counted(ModelOnDemand):
@@ -58,3 +58,21 @@ def photos(tmp_path) -> Path:
 def drawn() -> Callable[[Path, int], Path]:
     """The function that draws a JPEG."""
     return draw
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "x.index"
+
+
+@pytest.fixture
+def update(model, target):
+    """A function that updates the index and says how many images were encoded."""
+
+    def run(*folders, **options):
+        before = model.encoded
+        requests = [own if isinstance(own, FolderRequest) else FolderRequest(own) for own in folders]
+        changes = update_folders(target, requests, model, UpdateOptions(**options))
+        return changes, model.encoded - before
+
+    return run
