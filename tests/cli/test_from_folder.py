@@ -86,6 +86,31 @@ def test_from_a_messy_folder_to_a_search(messy, trained, tmp_path, run_in_a_new_
     assert json.loads(of_shards.out)["items"] == 6, of_shards.err
 
 
+@pytest.mark.slow
+def test_a_folder_that_grows_gets_into_its_index(trained, scenes_folder, tmp_path, run_in_a_new_process, environment):
+    folder, index = tmp_path / "my photos", tmp_path / "photos.index"
+    (folder / "boats").mkdir(parents=True)
+    names = sorted((scenes_folder / "train").glob("*.png"))
+    for number, name in enumerate(names[:12]):
+        Image.open(name).save(folder / "boats" / f"p{number:03d}.jpg")
+        (folder / "boats" / f"p{number:03d}.txt").write_text("a boat at sea")
+    describe = ["data", "from-folder", str(folder)]
+    follow = ["index", str(trained.folder), str(folder), "-o", str(index)]
+    first = run_in_a_new_process([describe, follow], environment)
+    assert [own.code for own in first] == [0, 0], [own.err for own in first]
+    before = load_image_text(folder, split="query")["id"][:]
+    Image.open(names[12]).save(folder / "extra.jpg")
+    forgotten, described, followed = run_in_a_new_process([follow, describe, [*follow, "--json"]], environment)
+    assert "images without a row of metadata 1" in forgotten.err
+    assert f"run `cmfah data from-folder '{folder}'`, then this command again." in forgotten.err
+    assert described.code == 0, described.err
+    assert "Images: 1 new, 12 as before, 0 gone." in described.out
+    changes = json.loads(followed.out)
+    assert (changes["added"], changes["removed"], changes["items"]) == (1, 0, 13), followed.err
+    assert "hidden" not in followed.err
+    assert load_image_text(folder, split="query")["id"][:] == before
+
+
 def test_what_it_says(cmfah, tmp_path):
     for number in range(12):
         (tmp_path / "in" / f"{number}.jpg").parent.mkdir(exist_ok=True)

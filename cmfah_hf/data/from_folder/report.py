@@ -17,6 +17,8 @@ class FolderReport:
     Attributes:
         folder, output: The folder, and where the data set is.
         images: Rows that were written.
+        new, as_before, gone: Rows of images that had none before, rows of images that had one, and rows that were
+            dropped, because their image is gone or cannot be read any more.
         splits: The numbers of rows by split.
         text_from: The numbers of images by the source of their text: `table`, `txt`, `json`, `xmp` (sidecars),
             `embedded xmp`, `iptc`, `exif`, `png`, and `keywords` if they stand in for a text.
@@ -37,6 +39,9 @@ class FolderReport:
     folder: str
     output: str
     images: int = 0
+    new: int = 0
+    as_before: int = 0
+    gone: int = 0
     splits: dict[str, int] = field(default_factory=dict)
     text_from: Counter[str] = field(default_factory=Counter)
     without_text: int = 0
