@@ -87,6 +87,27 @@ def test_from_a_messy_folder_to_a_search(messy, trained, tmp_path, run_in_a_new_
 
 
 @pytest.mark.slow
+def test_a_search_by_a_column_of_the_table(trained, scenes_folder, tmp_path, run_in_a_new_process, environment):
+    folder, index = tmp_path / "photos", tmp_path / "photos.index"
+    folder.mkdir()
+    for number, name in enumerate(sorted((scenes_folder / "train").glob("*.png"))[:12]):
+        shutil.copy(name, folder / f"{number}.png")
+    rows = [f"{number}.png,a boat,{2000 + number},{number % 3}" for number in range(12)]
+    (tmp_path / "t.csv").write_text("\n".join(["file,text,year,id", *rows]))
+    described, indexed, found = run_in_a_new_process(
+        [
+            ["data", "from-folder", str(folder), "--csv", str(tmp_path / "t.csv")],
+            ["index", str(trained.folder), str(folder), "-o", str(index), "--keep", "year"],
+            ["search", str(trained.folder), str(index), "--text", "boat", "--where", "year>=2010", "--json"],
+        ],
+        environment,
+    )
+    assert "Further columns of the table: year, id as original_id." in described.out, described.err
+    assert indexed.code == 0, indexed.err
+    assert {own["id"].rpartition("/")[2] for own in json.loads(found.out)["results"]} == {"10.png", "11.png"}, found.err
+
+
+@pytest.mark.slow
 def test_a_folder_that_grows_gets_into_its_index(trained, scenes_folder, tmp_path, run_in_a_new_process, environment):
     folder, index = tmp_path / "my photos", tmp_path / "photos.index"
     (folder / "boats").mkdir(parents=True)

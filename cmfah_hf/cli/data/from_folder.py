@@ -20,7 +20,8 @@ def from_folder(
         ),
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option(help="A table of the images: .csv, .tsv, .json (also COCO's) or .jsonl.")
+        Path | None,
+        typer.Option(help="A table of the images: .csv, .tsv, .json (also COCO's) or .jsonl; all columns are kept."),
     ] = None,
     image_column: Annotated[str | None, typer.Option(help="The table's column of file names.")] = None,
     text_column: Annotated[str | None, typer.Option(help="The table's column of texts.")] = None,
@@ -87,6 +88,9 @@ def _print(report: "FolderReport") -> None:
     sources = ", ".join(f"{kind} {count:,}" for kind, count in report.labels_from.most_common()) or "none"
     say(f"Labels: {sources}; {report.classes:,} classes.")
     say(f"Dates {report.with_date:,}, keywords {report.with_keywords:,}, identical files {report.identical_files:,}.")
+    if report.table_columns:
+        kept = (new if new == name else f"{name} as {new}" for name, new in report.table_columns.items())
+        say(f"Further columns of the table: {', '.join(kept)}.")
     if report.linked or report.copied:
         say(f"Images linked {report.linked:,}, copied {report.copied:,}.")
     if report.skipped:

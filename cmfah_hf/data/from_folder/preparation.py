@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cmfah_hf.data.from_folder.description import Description
 from cmfah_hf.data.from_folder.held_out import hold_out
 from cmfah_hf.data.from_folder.images import DescribedImage, describe_images, digests_of_copies
 from cmfah_hf.data.from_folder.layout import FOLDERS, Layout, find_layout
 from cmfah_hf.data.from_folder.record import FolderRecord, Settings, read_record
 from cmfah_hf.data.from_folder.report import FolderReport
-from cmfah_hf.data.from_folder.tables import TableRequest, read_table
+from cmfah_hf.data.from_folder.tables import TableRequest, TableRows, read_table
 from cmfah_hf.data.from_folder.writing import check_in_place, check_output, write_folder, write_in_place
 from cmfah_hf.data.images.files import list_image_files
+from cmfah_hf.data.rows.columns import LABELS_NAMES
 from cmfah_hf.data.sources.folder import find_splits
 from cmfah_hf.data.sources.request import is_metadata_name, usual_order
 from cmfah_hf.data.sources.webdataset import shard_splits
@@ -41,7 +41,8 @@ def prepare_folder(
 
     The text of an image comes from the first of these that has one: the table, a `.txt` with its name, a `.json` (also
     that of Google Takeout), a `.xmp`, and XMP, IPTC, EXIF and PNG texts in the image; else its keywords are its text.
-    Labels come from the table, a `.json`, or the folders. Keywords, dates and years become columns.
+    Labels come from the table, a `.json`, or the folders. Keywords, dates and years become columns, and so do all
+    further columns of the table, which precede those of the same name.
 
     Metadata that an earlier call wrote into the folder is brought up to date: each image keeps its split, queries are
     drawn among new images only, and images that are gone lose their row. The settings that are not given are those of
@@ -79,8 +80,8 @@ def prepare_folder(
     settings = replace(former.settings, **{name: value for name, value in given.items() if value is not None})
     report = FolderReport(str(folder), str(target or folder))
     files = _find_images(folder, settings.hidden, report)
-    described_by_table = _read_table(settings.table, files, report)
-    images = describe_images(files, described_by_table, report, verify, progress)
+    rows = _read_table(settings.table, files, report)
+    images = describe_images(files, rows.by_image, report, verify, progress)
     if not images:
         raise DataError(f"{folder}: none of its {len(files):,} images can be read ({'; '.join(report.named[:1])})")
     layout = find_layout(list(images), settings.folders, former.are_splits)
@@ -93,7 +94,7 @@ def prepare_folder(
     report.as_before, report.gone = len(former.splits) - len(gone), len(gone)
     report.new = len(images) - report.as_before
     names = dict(layout.below) if target is not None else {name: name for name in images}
-    texts = _metadata(images, labels, splits, names)
+    texts = _metadata(images, labels, splits, names, rows)
     if target is None:
         if settings.folders == "auto" and layout.labels:  # an image elsewhere does not end that
             settings = replace(settings, folders="classes")
@@ -139,18 +140,17 @@ def _find_images(folder: Path, hidden: bool, report: FolderReport) -> dict[str, 
     return {path.relative_to(folder).as_posix(): path for path in found.files}
 
 
-def _read_table(
-    request: TableRequest | None, files: Mapping[str, Path], report: FolderReport
-) -> dict[str, Description]:
+def _read_table(request: TableRequest | None, files: Mapping[str, Path], report: FolderReport) -> TableRows:
     if request is None:
-        return {}
+        return TableRows()
     rows = read_table(request, list(files))
-    for kind, count in (
-        ("table rows without an image", rows.without_image),
-        ("table rows that fit several images", rows.ambiguous),
-    ):
-        if count:
-            report.problems[kind] += count
+    counts = {
+        "table rows without an image": rows.without_image,
+        "table rows that fit several images": rows.ambiguous,
+        **rows.further.problems,
+    }
+    report.problems.update({kind: count for kind, count in counts.items() if count})
+    report.table_columns = rows.further.names
     for problem in rows.named:
         report.name(problem)
     if not rows.by_image:
@@ -158,7 +158,7 @@ def _read_table(
             f"{request.path}: none of its rows names an image of the folder"
             + (f" ({rows.named[0]})" if rows.named else "")
         )
-    return rows.by_image
+    return rows
 
 
 def _divide(
@@ -210,11 +210,14 @@ def _metadata(
     labels: Mapping[str, tuple[str, ...]],
     splits: Mapping[str, str],
     names: Mapping[str, str],
+    table: TableRows,
 ) -> dict[str, str]:
     """The metadata file of each split: a column is in all rows or in none."""
+    further = dict.fromkeys(table.further.names.values())
     has_labels, has_keywords, has_dates = (
         any(labels.values()), any(own.keywords for own in images.values()), any(own.date for own in images.values())
     )  # fmt: skip
+    has_labels |= any(name.lower() in LABELS_NAMES for name in further)  # otherwise that column is read as the labels
     lines: dict[str, list[str]] = {}
     for name, image in images.items():
         row: dict[str, Any] = {"file_name": names[name], "text": image.text}
@@ -224,5 +227,6 @@ def _metadata(
             row["keywords"] = list(image.keywords)
         if has_dates:
             row |= {"date": image.date, "year": int(image.date[:4]) if image.date else None}
+        row |= table.further.by_image.get(name, further)
         lines.setdefault(splits[name], []).append(json.dumps(row, ensure_ascii=False) + "\n")
     return {split: "".join(lines[split]) for split in sorted(lines, key=usual_order)}

@@ -26,6 +26,7 @@ class FolderReport:
         labels_from: The numbers of images by the source of their labels: `table`, `json`, `folders`.
         classes: Different labels.
         with_date, with_keywords: Images with a date, with keywords.
+        table_columns: The further columns of the table, with the names under which they are kept.
         identical_files: Images whose file is the same as that of another image.
         unreadable: Images that cannot be read, which have no row.
         skipped: The numbers of other files by ending or reason.
@@ -49,6 +50,7 @@ class FolderReport:
     classes: int = 0
     with_date: int = 0
     with_keywords: int = 0
+    table_columns: dict[str, str] = field(default_factory=dict)
     identical_files: int = 0
     unreadable: int = 0
     skipped: dict[str, int] = field(default_factory=dict)

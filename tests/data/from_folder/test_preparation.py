@@ -50,6 +50,44 @@ def test_tables(tmp_path, name):
     assert (found.without_image, found.ambiguous) == (0, 0)
 
 
+def test_further_columns_of_a_table_are_kept(tmp_path, datasets_cache):
+    for number in range(6):
+        (tmp_path / f"{number}.jpg").write_bytes(image_file("jpg", number))
+    header = "ID,file,text,genre,year,price,code,big,place,category,"
+    rows = [
+        f"{number}x,{number}.jpg,a dog {number},sea,{1990 + number},{number}.5,00{number},{10**19 + number},Rome,art,u"
+        for number in range(4)
+    ]
+    rows.append("4x,4.jpg,a dog 4,land,,2,004,5,,art,")
+    rows.append("4y,4.jpg,the dog 4,land,2000,2,004,5,,art,")
+    table = tmp_path / "t.csv"
+    table.write_text("\n".join([header, *rows]))
+    report = prepare_folder(tmp_path, table=TableRequest(table, labels="genre"), queries=0.3)
+    names = ["original_ID", "year", "price", "code", "big", "place", "category", "column_8"]
+    assert list(report.table_columns.values()) == names
+    assert report.problems == {"table rows with other values for an image": 1}
+    loaded = load_image_text(tmp_path)
+    rows = {row["id"]: row for part in loaded.values() for row in part}
+    kept = {name: rows["2.jpg"][name] for name in names}
+    assert list(kept.values()) == ["2x", 1992, 2.5, "002", str(10**19 + 2), "Rome", "art", "u"]
+    assert [rows["4.jpg"][name] for name in names] == ["4x", 2000, 2.0, "004", "5", None, "art", None]
+    assert (rows["4.jpg"]["labels"], rows["4.jpg"]["captions"]) == (["land"], ["a dog 4", "the dog 4"])
+    assert [rows["5.jpg"][name] for name in names] == [None] * 8
+    assert prepare_folder(tmp_path).unchanged  # with the table of the first time
+
+    table.write_text("file,text,id,original_id\n1.jpg,a,1,2\n")
+    with pytest.raises(DataError, match=r"t\.csv: the columns 'id' and 'original_id' collide; rename one"):
+        prepare_folder(tmp_path, table=TableRequest(table))
+    documents = [{"file": "1.jpg", "text": "a", "n": 1, "boxes": [[1]], "is": True, "mixed": 3, "keywords": "own"}]
+    documents.append({"file": "2.jpg", "text": "b", "n": 2.5, "is": False, "mixed": "x"})
+    (tmp_path / "t.json").write_text(json.dumps(documents))
+    (tmp_path / "1.json").write_text(json.dumps({"keywords": ["other"]}))
+    report = prepare_folder(tmp_path, table=TableRequest(tmp_path / "t.json"), queries=0, overwrite=True)
+    assert report.problems == {"table columns of lists or objects": 1}
+    row = load_image_text(tmp_path, split="train")[1]
+    assert [row[name] for name in ("n", "is", "mixed", "keywords")] == [1.0, True, "3", "own"]
+
+
 def test_rows_that_fit_no_image_or_several_are_counted(tmp_path):
     rows = [
         "c.jpg,which",
