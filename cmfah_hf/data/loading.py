@@ -51,8 +51,9 @@ def load_image_text(
             - the folder of the Wikipedia release (`raw_features.mat` and its lists, see `prepare_wikipedia`);
             - WebDataset shards: a `.tar` file, a folder of them, or a pattern such as `x-{000..009}.tar`. Of each
               sample the image, the text (`.txt`, `.caption`, or of its `.json`) and the labels (`.cls`, or of its
-              `.json`) are read. The id is its key, of several shards after their names. Splits follow from folders and
-              names, as those of Parquet do;
+              `.json`) are read; further fields of its `.json` that are single values are further columns, if one of the
+              first 20 samples has them. The id is its key, of several shards after their names. Splits follow from
+              folders and names, as those of Parquet do;
             - a data set on the Hub, `owner/name`;
             - `"scenes"`, images drawn by code, or `"cluttered-scenes"`, with small things among clutter, with the
               further arguments of `load_scenes`.

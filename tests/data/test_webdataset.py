@@ -37,7 +37,7 @@ def shards(tmp_path):
 
 def test_columns_and_rows(shards):
     loaded = load_image_text(shards, split="train")
-    assert loaded.column_names == ["id", "image", "text", "labels"]
+    assert loaded.column_names == ["id", "image", "text", "labels", "url", "key"]
     assert loaded["id"][:5] == ["x-000/00000", "x-000/00001", "x-000/00002", "x-000/00003", "x-001/00000"]
     assert loaded[6]["text"] == "dog 1 2"
     assert loaded[6]["labels"] == ["dog", "shard1"]
@@ -60,7 +60,8 @@ def test_streams_are_sharded_and_have_the_same_rows(shards):
     assert sorted(chain.from_iterable(parts)) == sorted(expected)
     assert all(len({name.partition("/")[0] for name in part}) == 1 for part in parts)
     without = load_image_text(pattern, split="train", streaming=True, images=False)
-    assert next(iter(without)) == {"id": "x-000/00000", "text": "dog 0 0", "labels": ["dog", "shard0"]}
+    further = {"url": "http://example.invalid/x.jpg", "key": 1}
+    assert next(iter(without)) == {"id": "x-000/00000", "text": "dog 0 0", "labels": ["dog", "shard0"], **further}
     state = iter(stream)
     first = [next(state)["id"] for _ in range(5)]
     saved = stream.state_dict()
@@ -89,6 +90,37 @@ def test_splits_classes_captions_and_named_columns(tmp_path):
         load_image_text(file, image_column="jpg")
     images = write_shard(tmp_path / "c.tar", {"1": {"jpg": image_file("jpg")}, "2": {"jpg": image_file("jpg")}})
     assert load_image_text(images, split="train")["text"][:] == ["", ""]
+
+
+def test_further_fields_of_json_are_columns(tmp_path, caplog):
+    documents = [
+        {"year": 1999, "size": 1, "is": True, "place": "Rome", "mixed": 1, "id": 7, "list": [1], "big": 2**70},
+        {"year": None, "size": 2.5, "mixed": "x"},
+        *[{} for _ in range(20)],
+        {"year": 2012, "size": 3, "is": "yes", "place": 5, "mixed": [1], "late": 1, "list": [2], "big": 1},
+        {"year": 0.5, "size": "x", "is": None, "late": None},
+    ]
+    samples = {
+        f"{number:02d}": {"jpg": image_file("jpg", number), "txt": "a", "json": json.dumps(own)}
+        for number, own in enumerate(documents)
+    }
+    file = write_shard(tmp_path / "x.tar", samples)
+    loaded = load_image_text(file, split="train")
+    assert (
+        f"{file}: left out values of fields that the first samples lack or have of another kind: is 1, mixed 1, "
+        "late 1, year 1, size 1."
+    ) in caplog.text
+    stream = load_image_text(file, split="train", streaming=True, images=False)
+    names = ["year", "size", "is", "place", "mixed", "original_id", "big"]
+    assert loaded.column_names == ["id", "image", "text", *names]
+    assert stream.column_names == ["id", "text", *names]
+    rows = [{name: row[name] for name in names} for row in stream]
+    assert rows == [{name: row[name] for name in names} for row in loaded.remove_columns("image")]
+    assert list(rows[0].values()) == [1999, 1.0, True, "Rome", "1", 7, str(2**70)]
+    assert list(rows[1].values()) == [None, 2.5, None, None, "x", None, None]
+    assert list(rows[5].values()) == [None] * 7
+    assert list(rows[-2].values()) == [2012, 3.0, None, "5", None, None, "1"]
+    assert list(rows[-1].values()) == [None] * 7
 
 
 def test_a_folder_with_images_holds_no_shards(shards):
