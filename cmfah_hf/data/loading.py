@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cmfah_hf.data.images.decoding import is_image_file
+from cmfah_hf.data.images.decoding import is_image_file, missing_extra
 from cmfah_hf.data.images.formats import register_formats
 from cmfah_hf.data.matrices.opening import matrix_files_below
 from cmfah_hf.data.rows.columns import RequestedColumns
@@ -128,6 +128,8 @@ def _unknown_source(request: LoadRequest) -> DataError:
         return DataError(f"{request.name}: only addresses of Parquet files can be loaded; give one or a Hub id.")
     if request.path.is_dir():
         return DataError(f"{request.path}: holds neither a metadata file nor Parquet files nor shards; {EXAMPLE}")
+    if extra := missing_extra(request.path.suffix):
+        return DataError(f"{request.name}: an image in a format of an extra; to read it, run {extra.command}.")
     return DataError(
         f"{request.name}: neither a folder nor a Parquet file; give the folder that holds the metadata file."
     )

@@ -14,7 +14,7 @@ from cmfah_hf.data.from_folder.record import FolderRecord, Settings, read_record
 from cmfah_hf.data.from_folder.report import FolderReport
 from cmfah_hf.data.from_folder.tables import TableRequest, TableRows, read_table
 from cmfah_hf.data.from_folder.writing import check_in_place, check_output, write_folder, write_in_place
-from cmfah_hf.data.images.files import list_image_files
+from cmfah_hf.data.images.files import describe_skipped, list_image_files
 from cmfah_hf.data.rows.columns import LABELS_NAMES
 from cmfah_hf.data.sources.folder import find_splits
 from cmfah_hf.data.sources.request import is_metadata_name, usual_order
@@ -136,7 +136,9 @@ def _find_images(folder: Path, hidden: bool, report: FolderReport) -> dict[str, 
     if not found.files:
         if shard_splits(folder):
             raise DataError(f"{folder}: holds shards, which are read as they are; load, index or train on the folder.")
-        raise DataError(f"{folder}: no image below this folder; give the folder that holds them.")
+        skipped = {reason: count for reason, count in report.skipped.items() if count}
+        others = f" ({describe_skipped(skipped)} there)" if skipped else ""
+        raise DataError(f"{folder}: no image below this folder{others}; give the folder that holds them.")
     return {path.relative_to(folder).as_posix(): path for path in found.files}
 
 

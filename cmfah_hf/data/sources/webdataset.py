@@ -18,7 +18,7 @@ import datasets
 from cmfah_hf.data.data_root import refuse_links_outside
 from cmfah_hf.data.dataset_card import check_split_name
 from cmfah_hf.data.file_state import digest_of, file_states
-from cmfah_hf.data.images.decoding import image_endings, is_image_file
+from cmfah_hf.data.images.decoding import image_endings, is_image_file, missing_extra
 from cmfah_hf.data.rows.columns import (
     LABELS_NAMES,
     TEXT_NAMES,
@@ -130,7 +130,7 @@ def _reader(files: list[str], source: str, request: LoadRequest) -> "_Reader":
     samples = list(islice(read_samples(files[0], lambda ending: not _is_image(ending)), _SAMPLED))
     image = next((image for sample in samples if (image := plain.image_of(sample))), None)
     if image is None:
-        present = ", ".join(dict.fromkeys(ending for sample in samples for ending in sample.files)) or "none"
+        present = _described(dict.fromkeys(ending for sample in samples for ending in sample.files)) or "none"
         given = f" {requested.image!r}" if requested.image else ""
         raise DataError(
             f"{source}: no image{given} in the first samples (their files: {present}); give shards of images."
@@ -191,6 +191,12 @@ def _find_columns(rows: list[dict[str, Any]], source: str, requested: RequestedC
     return with_captions(columns, present, requested, lambda names: rows)
 
 
+def _described(endings: Iterable[str]) -> str:
+    """Files of samples by their endings, with the extras that are missing to read them."""
+    extras = {ending: missing_extra(f".{ending.rpartition('.')[2]}") for ending in endings}
+    return ", ".join(f"{ending} ({extra.command})" if extra else ending for ending, extra in extras.items())
+
+
 def _is_image(ending: str) -> bool:
     return f".{ending.rpartition('.')[2]}" in image_endings()
 
@@ -227,12 +233,13 @@ class _Reader:
         return found
 
     def rows(self, file: str, prefix: str) -> Iterator[dict[str, Any]]:
-        without = 0
+        without, unread = 0, dict[str, None]()
         left_out: Counter[str] = Counter()
         for sample in read_samples(file, lambda ending: self.images or not _is_image(ending)):
             image = self.image_of(sample)
             if image is None:
                 without += 1
+                unread |= {ending: None for ending in sample.files if missing_extra(f".{ending.rpartition('.')[2]}")}
                 continue
             try:
                 fields = self.fields(sample, file)
@@ -242,7 +249,8 @@ class _Reader:
             row |= self._further_values(fields, left_out)
             yield row | {_IMAGE: {"bytes": sample.files[image], "path": None} if self.images else None}
         if without:
-            logger.warning("%s: left out %d samples without an image.", file, without)
+            others = f" that can be read: {_described(unread)}" if unread else ""
+            logger.warning("%s: left out %d samples without an image%s.", file, without, others)
         if left_out:
             counts = ", ".join(f"{shown_name(name)} {count:,}" for name, count in left_out.most_common(_MOST_NAMED))
             logger.warning(
