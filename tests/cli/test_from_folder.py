@@ -121,7 +121,10 @@ def test_a_folder_that_grows_gets_into_its_index(trained, scenes_folder, tmp_pat
     assert [own.code for own in first] == [0, 0], [own.err for own in first]
     before = load_image_text(folder, split="query")["id"][:]
     Image.open(names[12]).save(folder / "extra.jpg")
-    forgotten, described, followed = run_in_a_new_process([follow, describe, [*follow, "--json"]], environment)
+    remove = ["index", "remove", str(index), "train/extra.jpg"]
+    forgotten, described, followed, removed = run_in_a_new_process(
+        [follow, describe, [*follow, "--json"], remove], environment
+    )
     assert "images without a row of metadata 1" in forgotten.err
     assert f"run `cmfah data from-folder '{folder}'`, then this command again." in forgotten.err
     assert described.code == 0, described.err
@@ -129,6 +132,7 @@ def test_a_folder_that_grows_gets_into_its_index(trained, scenes_folder, tmp_pat
     changes = json.loads(followed.out)
     assert (changes["added"], changes["removed"], changes["items"]) == (1, 0, 13), followed.err
     assert "hidden" not in followed.err
+    assert "1 items removed, 12 left" in removed.out, removed.err  # the split precedes the path
     assert load_image_text(folder, split="query")["id"][:] == before
 
 
