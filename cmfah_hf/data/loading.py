@@ -53,7 +53,8 @@ def load_image_text(
               sample the image, the text (`.txt`, `.caption`, or of its `.json`) and the labels (`.cls`, or of its
               `.json`) are read; further fields of its `.json` that are single values are further columns, if one of the
               first 20 samples has them. The id is its key, of several shards after their names. Splits follow from
-              folders and names, as those of Parquet do;
+              folders and names, as those of Parquet do. If `prepare_folder` divided the shards, `train` and `query` are
+              the two parts of their samples;
             - a data set on the Hub, `owner/name`;
             - `"scenes"`, images drawn by code, or `"cluttered-scenes"`, with small things among clutter, with the
               further arguments of `load_scenes`.

@@ -87,6 +87,35 @@ def test_from_a_messy_folder_to_a_search(messy, trained, tmp_path, run_in_a_new_
 
 
 @pytest.mark.slow
+def test_training_and_evaluation_on_shards(scenes_folder, write_config, tmp_path, run_in_a_new_process, environment):
+    rows = [json.loads(line) for line in (scenes_folder / "train" / "metadata.jsonl").read_text().splitlines()]
+    for number in range(2):
+        samples = {
+            f"{n:03d}": {
+                "png": (scenes_folder / "train" / row["file_name"]).read_bytes(),
+                "json": json.dumps({"text": row["text"], "labels": row["labels"]}),
+            }
+            for n, row in enumerate(rows[24 * number : 24 * number + 24])
+        }
+        write_shard(tmp_path / "shards" / f"x-{number}.tar", samples)
+    shards, model = str(tmp_path / "shards"), str(tmp_path / "model")
+    config = write_config(tmp_path / "run.yaml", data={"dataset": shards})
+    divided, trained, evaluated = run_in_a_new_process(
+        [
+            ["data", "from-folder", shards, "--queries", "0.25"],
+            ["train", str(config), "--output_dir", model],
+            ["evaluate", model, shards, "--json"],
+        ],
+        environment,
+    )
+    assert "48 images (" in divided.out, divided.err
+    assert trained.code == 0, trained.err
+    assert evaluated.code == 0, evaluated.err
+    assert json.loads(evaluated.out)["protocol"] == "single"
+    assert 4 <= len(load_image_text(shards, split="query")) <= 20
+
+
+@pytest.mark.slow
 def test_a_search_by_a_column_of_the_table(trained, scenes_folder, tmp_path, run_in_a_new_process, environment):
     folder, index = tmp_path / "photos", tmp_path / "photos.index"
     folder.mkdir()

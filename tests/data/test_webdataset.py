@@ -11,7 +11,7 @@ from datasets.distributed import split_dataset_by_node
 from image_files import image, image_file
 from shards import write_shard
 
-from cmfah_hf.data import load_image_text
+from cmfah_hf.data import load_image_text, prepare_folder
 from cmfah_hf.data.loading import is_data_set
 from cmfah_hf.data.tar_samples import expanded
 from cmfah_hf.errors import DataError
@@ -121,6 +121,43 @@ def test_further_fields_of_json_are_columns(tmp_path, caplog):
     assert list(rows[5].values()) == [None] * 7
     assert list(rows[-2].values()) == [2012, 3.0, None, "5", None, None, "1"]
     assert list(rows[-1].values()) == [None] * 7
+
+
+def test_queries_are_held_out_of_shards(shards):
+    before = {path: path.read_bytes() for path in shards.iterdir()}
+    everything = load_image_text(shards, split="train")["id"][:]
+    report = prepare_folder(shards, queries=0.4)
+    assert (report.images, report.shards, report.unchanged) == (12, 3, False)
+    loaded = load_image_text(shards)
+    assert {name: len(part) for name, part in loaded.items()} == report.splits
+    assert sorted([*loaded["train"]["id"], *loaded["query"]["id"]]) == sorted(everything)
+    queries = loaded["query"]["id"][:]
+    assert {row["id"] for row in load_image_text(shards, split="query", streaming=True)} == set(queries)
+    assert loaded["train"].features == loaded["query"].features
+    # The same for a pattern, further shards and a second call, which takes over the share.
+    assert load_image_text(str(shards / "x-{000..002}.tar"), split="query")["id"][:] == queries
+    write_shard(shards / "x-003.tar", {f"{n}": {"png": image_file("png", n), "txt": "a"} for n in range(20)})
+    again = prepare_folder(shards)
+    assert (again.unchanged, again.images) == (True, 32)
+    grown = load_image_text(shards, split="query")["id"][:]
+    assert len(grown) == again.splits["query"] > len(queries)
+    assert [name for name in grown if not name.startswith("x-003")] == queries
+    assert {path: path.read_bytes() for path in before} == before
+    with pytest.raises(DataError, match=r"drawn with --queries 0\.4 and --seed 0; leave these out"):
+        prepare_folder(shards, seed=1)
+    assert not prepare_folder(shards, seed=1, overwrite=True).unchanged
+    assert load_image_text(shards, split="query")["id"][:] != grown
+    with pytest.raises(DataError, match="32 would be queries and 0 training pairs"):
+        prepare_folder(shards, queries=0.9999, overwrite=True)
+    with pytest.raises(DataError, match="divided where they are; leave out the output"):
+        prepare_folder(shards, shards.parent / "out")
+    (shards / "shards.json").write_text('{"queries": 2}')
+    with pytest.raises(DataError, match=r"shards\.json: is no division of shards"):
+        load_image_text(shards)
+    (shards / "shards.json").unlink()
+    write_shard(shards / "query-0.tar", {"1": {"png": image_file("png"), "txt": "a"}})
+    with pytest.raises(DataError, match="have the splits train, query already"):
+        prepare_folder(shards)
 
 
 def test_a_folder_with_images_holds_no_shards(shards):

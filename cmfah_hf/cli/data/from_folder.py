@@ -55,6 +55,9 @@ def from_folder(
 
     Called again on a folder with metadata of its own, it adds new images and drops those that are gone; all others keep
     their split, and options that are not given are as before.
+
+    Of a folder of WebDataset shards, a part of the samples is held out: shards.json says so, and the shards stay as
+    they are.
     """
     from cmfah_hf.cli.output import counting, print_json
     from cmfah_hf.data.from_folder.preparation import prepare_folder
@@ -81,13 +84,8 @@ def _print(report: "FolderReport") -> None:
     splits = ", ".join(f"{count:,} {name}" for name, count in report.splits.items())
     done = "unchanged" if report.unchanged else "written"
     say(f"{report.output}: {report.images:,} images ({splits}), {done}.")
-    if report.as_before or report.gone:
-        say(f"Images: {report.new:,} new, {report.as_before:,} as before, {report.gone:,} gone.")
-    sources = ", ".join(f"{kind} {count:,}" for kind, count in report.text_from.most_common()) or "none"
-    say(f"Texts: {sources}; without text {report.without_text:,}.")
-    sources = ", ".join(f"{kind} {count:,}" for kind, count in report.labels_from.most_common()) or "none"
-    say(f"Labels: {sources}; {report.classes:,} classes.")
-    say(f"Dates {report.with_date:,}, keywords {report.with_keywords:,}, identical files {report.identical_files:,}.")
+    if not report.shards:
+        _print_sources(report)
     if report.table_columns:
         kept = (new if new == name else f"{name} as {new}" for name, new in report.table_columns.items())
         say(f"Further columns of the table: {', '.join(kept)}.")
@@ -101,3 +99,15 @@ def _print(report: "FolderReport") -> None:
         say(f"Problems: {', '.join(kinds)}.", err=True)
     for line in report.named:
         say(f"  {line}", err=True)
+
+
+def _print_sources(report: "FolderReport") -> None:
+    from cmfah_hf.cli.output import say
+
+    if report.as_before or report.gone:
+        say(f"Images: {report.new:,} new, {report.as_before:,} as before, {report.gone:,} gone.")
+    sources = ", ".join(f"{kind} {count:,}" for kind, count in report.text_from.most_common()) or "none"
+    say(f"Texts: {sources}; without text {report.without_text:,}.")
+    sources = ", ".join(f"{kind} {count:,}" for kind, count in report.labels_from.most_common()) or "none"
+    say(f"Labels: {sources}; {report.classes:,} classes.")
+    say(f"Dates {report.with_date:,}, keywords {report.with_keywords:,}, identical files {report.identical_files:,}.")

@@ -12,6 +12,7 @@ from cmfah_hf.data.from_folder.images import DescribedImage, describe_images, di
 from cmfah_hf.data.from_folder.layout import FOLDERS, Layout, find_layout
 from cmfah_hf.data.from_folder.record import FolderRecord, Settings, read_record
 from cmfah_hf.data.from_folder.report import FolderReport
+from cmfah_hf.data.from_folder.shards import divide_shards
 from cmfah_hf.data.from_folder.tables import TableRequest, TableRows, read_table
 from cmfah_hf.data.from_folder.writing import check_in_place, check_output, write_folder, write_in_place
 from cmfah_hf.data.images.files import describe_skipped, list_image_files
@@ -48,6 +49,9 @@ def prepare_folder(
     drawn among new images only, and images that are gone lose their row. The settings that are not given are those of
     the earlier call.
 
+    WebDataset shards are left as they are. A file `shards.json` beside them says which samples are the queries: by a
+    hash of seed, shard and key.
+
     Args:
         folder: The folder.
         output: A folder to write, with a subfolder for each split and hard links to the images, or copies of them where
@@ -73,6 +77,12 @@ def prepare_folder(
         raise DataError(f"{folder}: there is no such folder; give the folder of the images.")
     if folders is not None and folders not in FOLDERS:
         raise DataError(f"folders cannot be {folders!r}; give one of {', '.join(FOLDERS)}.")
+    if shards := shard_splits(folder):
+        if output is not None or table is not None:
+            raise DataError(
+                f"{folder}: holds shards, which are divided where they are; leave out the output and the table."
+            )
+        return divide_shards(folder, shards, queries, seed, overwrite, progress)
     target = None if output is None else Path(os.path.abspath(output))  # noqa: PTH100
     check_in_place(folder) if target is None else check_output(target, folder)
     former = FolderRecord() if target is not None else _former(folder, queries, seed, overwrite)
@@ -134,8 +144,6 @@ def _find_images(folder: Path, hidden: bool, report: FolderReport) -> dict[str, 
     own = sum(is_metadata_name(entry.name) for entry in folder.iterdir())
     report.skipped[".jsonl"] = max(0, report.skipped.get(".jsonl", 0) - own)
     if not found.files:
-        if shard_splits(folder):
-            raise DataError(f"{folder}: holds shards, which are read as they are; load, index or train on the folder.")
         skipped = {reason: count for reason, count in report.skipped.items() if count}
         others = f" ({describe_skipped(skipped)} there)" if skipped else ""
         raise DataError(f"{folder}: no image below this folder{others}; give the folder that holds them.")

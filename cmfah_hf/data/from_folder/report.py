@@ -16,7 +16,8 @@ class FolderReport:
 
     Attributes:
         folder, output: The folder, and where the data set is.
-        images: Rows that were written.
+        images: Rows that were written; of shards, samples with an image.
+        shards: The number of shards, of which nothing but samples and splits is counted.
         new, as_before, gone: Rows of images that had none before, rows of images that had one, and rows that were
             dropped, because their image is gone or cannot be read any more.
         splits: The numbers of rows by split.
@@ -40,6 +41,7 @@ class FolderReport:
     folder: str
     output: str
     images: int = 0
+    shards: int = 0
     new: int = 0
     as_before: int = 0
     gone: int = 0

@@ -31,6 +31,7 @@ from cmfah_hf.data.rows.errors import guarded
 from cmfah_hf.data.rows.uniform import Loaded, check_unique, own_features, own_values
 from cmfah_hf.data.sources.metadata_rows import shown_name
 from cmfah_hf.data.sources.request import SPLIT_FOLDERS, LoadRequest, resolve_data_path, usual_order
+from cmfah_hf.data.sources.shard_division import QUERY, TRAIN, ShardDivision, division_of
 from cmfah_hf.data.tar_samples import Sample, expanded, read_samples, stem_of
 from cmfah_hf.documents import parse_json
 from cmfah_hf.errors import DataError
@@ -54,13 +55,20 @@ def matches(request: LoadRequest) -> bool:
 
 
 def load(request: LoadRequest) -> Loaded:
-    """The samples of the shards, each a shard of a stream; the request has no `kwargs`."""
+    """The samples of the shards, each a shard of a stream; the request has no `kwargs`.
+
+    If the folder says so (`ShardDivision`), those of the split `train` are divided into `train` and `query`.
+    """
     if request.kwargs:
         raise DataError(f"{request.name}: shards do not accept {', '.join(sorted(request.kwargs))}; leave it out.")
     files = _files(request)
+    division = None if QUERY in files else division_of(files.get(TRAIN, []), _folder(request))
+    if division is not None:
+        files = {TRAIN: files[TRAIN], QUERY: files[TRAIN], **files}
     parts = {}
     for split in request.wanted(files):
-        read = partial(_rows, files[split], f"{request.name}, split {split}", split, request)
+        own = division if split in (TRAIN, QUERY) else None
+        read = partial(_rows, files[split], f"{request.name}, split {split}", split, request, own)
         parts[split] = guarded(read, request.name)
     return request.select(request.splits(parts))
 
@@ -88,6 +96,10 @@ def _files(request: LoadRequest) -> dict[str, list[str]]:
     return _by_split(dict.fromkeys(names, ()))
 
 
+def _folder(request: LoadRequest) -> Path | None:
+    return request.path if request.exists and request.path.is_dir() else None
+
+
 def _by_split(folders: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
     """Shards by split: that of their folder, or of their name (`query-000.tar`), else `train`."""
     splits: dict[str, list[str]] = {}
@@ -99,9 +111,9 @@ def _by_split(folders: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
     return {name: splits[name] for name in sorted(splits, key=usual_order)}
 
 
-def _rows(files: list[str], source: str, split: str, request: LoadRequest) -> Any:
+def _rows(files: list[str], source: str, split: str, request: LoadRequest, division: ShardDivision | None) -> Any:
     """The samples of a split as a `Dataset` or `IterableDataset`."""
-    reader = _reader(files, source, request)
+    reader = replace(_reader(files, source, request), split=split, division=division)
     shards = {
         "file": files,
         # Keys need not be unique among shards.
@@ -209,6 +221,8 @@ class _Reader:
     image: str | None  # the rest of an image's name, if the caller gave it
     images: bool  # whether images are read
     further: tuple[tuple[str, str], ...] = ()  # names of further fields, and their kinds
+    split: str = TRAIN
+    division: ShardDivision | None = None  # of the shards into splits; without one, all samples are read
 
     def image_of(self, sample: Sample) -> str | None:
         """The file of a sample that is its image: the one requested, or else the first, one without further dots."""
@@ -236,6 +250,8 @@ class _Reader:
         without, unread = 0, dict[str, None]()
         left_out: Counter[str] = Counter()
         for sample in read_samples(file, lambda ending: self.images or not _is_image(ending)):
+            if self.division is not None and self.division.split_of(stem_of(file), sample.key) != self.split:
+                continue
             image = self.image_of(sample)
             if image is None:
                 without += 1
