@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from cmfah_hf.data.images.decoding import is_image_file
+from cmfah_hf.data.images.decoding import is_image_file, missing_extra
 from cmfah_hf.data.images.formats import register_formats
 from cmfah_hf.data.matrices.opening import matrix_files_below
 from cmfah_hf.data.rows.columns import RequestedColumns
@@ -51,8 +51,10 @@ def load_image_text(
             - the folder of the Wikipedia release (`raw_features.mat` and its lists, see `prepare_wikipedia`);
             - WebDataset shards: a `.tar` file, a folder of them, or a pattern such as `x-{000..009}.tar`. Of each
               sample the image, the text (`.txt`, `.caption`, or of its `.json`) and the labels (`.cls`, or of its
-              `.json`) are read. The id is its key, of several shards after their names. Splits follow from folders and
-              names, as those of Parquet do;
+              `.json`) are read; further fields of its `.json` that are single values are further columns, if one of the
+              first 20 samples has them. The id is its key, of several shards after their names. Splits follow from
+              folders and names, as those of Parquet do. If `prepare_folder` divided the shards, `train` and `query` are
+              the two parts of their samples;
             - a data set on the Hub, `owner/name`;
             - `"scenes"`, images drawn by code, or `"cluttered-scenes"`, with small things among clutter, with the
               further arguments of `load_scenes`.
@@ -127,6 +129,8 @@ def _unknown_source(request: LoadRequest) -> DataError:
         return DataError(f"{request.name}: only addresses of Parquet files can be loaded; give one or a Hub id.")
     if request.path.is_dir():
         return DataError(f"{request.path}: holds neither a metadata file nor Parquet files nor shards; {EXAMPLE}")
+    if extra := missing_extra(request.path.suffix):
+        return DataError(f"{request.name}: an image in a format of an extra; to read it, run {extra.command}.")
     return DataError(
         f"{request.name}: neither a folder nor a Parquet file; give the folder that holds the metadata file."
     )

@@ -104,7 +104,7 @@ def _line(engine: "Engine", row: int, score: str) -> str:
 
 
 def view(engine: "Engine", item_id: str, stamp: int) -> str:
-    """A dialog with one image in full, its id (its path below the folder of images) and its text.
+    """A dialog with one image in full, its id (of a folder, its path in it, maybe after its split) and its text.
 
     Args:
         engine: The images.

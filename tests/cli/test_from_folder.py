@@ -86,6 +86,85 @@ def test_from_a_messy_folder_to_a_search(messy, trained, tmp_path, run_in_a_new_
     assert json.loads(of_shards.out)["items"] == 6, of_shards.err
 
 
+@pytest.mark.slow
+def test_training_and_evaluation_on_shards(scenes_folder, write_config, tmp_path, run_in_a_new_process, environment):
+    rows = [json.loads(line) for line in (scenes_folder / "train" / "metadata.jsonl").read_text().splitlines()]
+    for number in range(2):
+        samples = {
+            f"{n:03d}": {
+                "png": (scenes_folder / "train" / row["file_name"]).read_bytes(),
+                "json": json.dumps({"text": row["text"], "labels": row["labels"]}),
+            }
+            for n, row in enumerate(rows[24 * number : 24 * number + 24])
+        }
+        write_shard(tmp_path / "shards" / f"x-{number}.tar", samples)
+    shards, model = str(tmp_path / "shards"), str(tmp_path / "model")
+    config = write_config(tmp_path / "run.yaml", data={"dataset": shards})
+    divided, trained, evaluated = run_in_a_new_process(
+        [
+            ["data", "from-folder", shards, "--queries", "0.25"],
+            ["train", str(config), "--output_dir", model],
+            ["evaluate", model, shards, "--json"],
+        ],
+        environment,
+    )
+    assert "48 images (" in divided.out, divided.err
+    assert trained.code == 0, trained.err
+    assert evaluated.code == 0, evaluated.err
+    assert json.loads(evaluated.out)["protocol"] == "single"
+    assert 4 <= len(load_image_text(shards, split="query")) <= 20
+
+
+@pytest.mark.slow
+def test_a_search_by_a_column_of_the_table(trained, scenes_folder, tmp_path, run_in_a_new_process, environment):
+    folder, index = tmp_path / "photos", tmp_path / "photos.index"
+    folder.mkdir()
+    for number, name in enumerate(sorted((scenes_folder / "train").glob("*.png"))[:12]):
+        shutil.copy(name, folder / f"{number}.png")
+    rows = [f"{number}.png,a boat,{2000 + number},{number % 3}" for number in range(12)]
+    (tmp_path / "t.csv").write_text("\n".join(["file,text,year,id", *rows]))
+    described, indexed, found = run_in_a_new_process(
+        [
+            ["data", "from-folder", str(folder), "--csv", str(tmp_path / "t.csv")],
+            ["index", str(trained.folder), str(folder), "-o", str(index), "--keep", "year"],
+            ["search", str(trained.folder), str(index), "--text", "boat", "--where", "year>=2010", "--json"],
+        ],
+        environment,
+    )
+    assert "Further columns of the table: year, id as original_id." in described.out, described.err
+    assert indexed.code == 0, indexed.err
+    assert {own["id"].rpartition("/")[2] for own in json.loads(found.out)["results"]} == {"10.png", "11.png"}, found.err
+
+
+@pytest.mark.slow
+def test_a_folder_that_grows_gets_into_its_index(trained, scenes_folder, tmp_path, run_in_a_new_process, environment):
+    folder, index = tmp_path / "my photos", tmp_path / "photos.index"
+    (folder / "boats").mkdir(parents=True)
+    names = sorted((scenes_folder / "train").glob("*.png"))
+    for number, name in enumerate(names[:12]):
+        Image.open(name).save(folder / "boats" / f"p{number:03d}.jpg")
+        (folder / "boats" / f"p{number:03d}.txt").write_text("a boat at sea")
+    describe = ["data", "from-folder", str(folder)]
+    follow = ["index", str(trained.folder), str(folder), "-o", str(index)]
+    first = run_in_a_new_process([describe, follow], environment)
+    assert [own.code for own in first] == [0, 0], [own.err for own in first]
+    before = load_image_text(folder, split="query")["id"][:]
+    Image.open(names[12]).save(folder / "extra.jpg")
+    remove = ["index", "remove", str(index), "train/extra.jpg"]
+    forgotten, described, followed, removed = run_in_a_new_process(
+        [follow, describe, [*follow, "--json"], remove], environment
+    )
+    assert "images without a row of metadata 1" in forgotten.err
+    assert f"run `cmfah data from-folder '{folder}'`, then this command again." in forgotten.err
+    assert described.code == 0, described.err
+    assert "Images: 1 new, 12 as before, 0 gone." in described.out
+    changes = json.loads(followed.out)
+    assert (changes["added"], changes["removed"], changes["items"]) == (1, 0, 13), followed.err
+    assert "hidden" not in followed.err
+    assert "1 items removed, 12 left" in removed.out, removed.err  # the split precedes the path
+    assert load_image_text(folder, split="query")["id"][:] == before
+
+
 def test_what_it_says(cmfah, tmp_path):
     for number in range(12):
         (tmp_path / "in" / f"{number}.jpg").parent.mkdir(exist_ok=True)

@@ -2,6 +2,10 @@
 
 import base64
 import io
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import imagecodecs
@@ -10,10 +14,11 @@ import pillow_heif
 import pytest
 from image_files import SIZE, image, image_file, raw_file, svg_file
 from PIL import Image
+from shards import write_shard
 
 from cmfah_hf.data.images import decode_image
 from cmfah_hf.data.images import formats as formats_module
-from cmfah_hf.data.images.extras import EXTRAS, extra_of
+from cmfah_hf.data.images.extras import EXTRAS, extra_of, extra_of_content
 from cmfah_hf.data.images.jpeg_xl import JPEGXLImageFile
 from cmfah_hf.errors import ImageError
 from cmfah_hf.models.image_modes import to_rgb
@@ -162,3 +167,82 @@ def test_each_extra_is_declared_and_named():
     formats_module.register_formats.cache_clear()
     formats_module.register_formats()  # a second time changes nothing
     assert Image.ID.count("RAW") == 1
+
+
+@pytest.mark.parametrize(
+    ("ending", "extra"),
+    [("heic", "heic"), ("avif", "avif"), ("jxl", "jxl"), ("svg", "svg"), ("jpg", None), ("tif", None)],
+)
+def test_the_first_bytes_tell_the_extra(ending, extra):
+    found = extra_of_content(image_file(ending)[:4096])
+    assert (found.name if found else None) == extra
+    for prefix, name in (
+        (b"FUJIFILMCCD-RAW", "raw"),
+        (b"\0\0\0\x18ftypcrx ", "raw"),
+        (b"", None),
+        (b"\0\0\0\x18ftyp", None),
+    ):
+        found = extra_of_content(prefix)
+        assert (found.name if found else None) == name
+
+
+WITHOUT_HEIC = """
+import json, logging, sys
+from pathlib import Path
+from cmfah_hf.data import decode_image, load_image_text, prepare_folder
+logging.basicConfig()
+folder = Path(sys.argv[1])
+def message(function, *arguments, **options):
+    try:
+        return str(function(*arguments, **options))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+content = (folder / "heic" / "q.heic").read_bytes()
+print(json.dumps({
+    "images": prepare_folder(folder / "jpg").images,
+    "size": decode_image(folder / "jpg" / "0.jpg").size,
+    "path": message(decode_image, folder / "heic" / "q.heic"),
+    "bytes": message(decode_image, content, "the query"),
+    "ending": message(decode_image, b"no image", "row 3 (a/b.HEIC)"),
+    "other": message(decode_image, b"no image", "x.jpg"),
+    "folder": message(prepare_folder, folder / "heic"),
+    "file": message(load_image_text, folder / "heic" / "q.heic"),
+    "shard": message(load_image_text, folder / "heic.tar"),
+    "mixed": len(load_image_text(folder / "mixed.tar", split="train")),
+}))
+"""
+
+
+def test_an_extra_that_is_missing_is_named_and_a_broken_one_is_no_bug(tmp_path):
+    broken = tmp_path / "libraries" / "pillow_heif"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('libheif.so.1: cannot open shared object file')")
+    for name in ("jpg", "heic"):
+        (tmp_path / name).mkdir()
+    for number in range(3):
+        (tmp_path / "jpg" / f"{number}.jpg").write_bytes(image_file("jpg", number))
+    heic = image_file("heic")
+    (tmp_path / "heic" / "q.heic").write_bytes(heic)
+    write_shard(tmp_path / "heic.tar", {"1": {"heic": heic, "txt": "a"}})
+    write_shard(tmp_path / "mixed.tar", {"1": {"jpg": image_file("jpg"), "txt": "a"}, "2": {"heic": heic, "txt": "b"}})
+    path = os.pathsep.join([str(broken.parent), str(Path(__file__).parents[2])])
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_HEIC, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": path, "HF_HOME": str(tmp_path / "hf")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["images"], found["size"], found["mixed"]) == (3, [*SIZE], 1)
+    assert done.stderr.count("pillow_heif is installed, but cannot be imported (libheif.so.1: cannot open") == 1
+    command = 'pip install "cmfah-hf[heic]"'
+    for name in ("path", "bytes", "ending"):
+        assert "ImageError: " in found[name]
+        assert f"not an image in a format that Pillow knows; to read it, run {command}." in found[name]
+    assert found["other"].endswith("replace or remove it.")
+    assert f"no image below this folder (.heic 1 ({command}) there)" in found["folder"]
+    assert f"an image in a format of an extra; to read it, run {command}." in found["file"]
+    assert f"no image in the first samples (their files: heic ({command}), txt)" in found["shard"]
+    assert f"left out 1 samples without an image that can be read: heic ({command})." in done.stderr

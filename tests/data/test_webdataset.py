@@ -11,7 +11,7 @@ from datasets.distributed import split_dataset_by_node
 from image_files import image, image_file
 from shards import write_shard
 
-from cmfah_hf.data import load_image_text
+from cmfah_hf.data import load_image_text, prepare_folder
 from cmfah_hf.data.loading import is_data_set
 from cmfah_hf.data.tar_samples import expanded
 from cmfah_hf.errors import DataError
@@ -37,7 +37,7 @@ def shards(tmp_path):
 
 def test_columns_and_rows(shards):
     loaded = load_image_text(shards, split="train")
-    assert loaded.column_names == ["id", "image", "text", "labels"]
+    assert loaded.column_names == ["id", "image", "text", "labels", "url", "key"]
     assert loaded["id"][:5] == ["x-000/00000", "x-000/00001", "x-000/00002", "x-000/00003", "x-001/00000"]
     assert loaded[6]["text"] == "dog 1 2"
     assert loaded[6]["labels"] == ["dog", "shard1"]
@@ -60,7 +60,8 @@ def test_streams_are_sharded_and_have_the_same_rows(shards):
     assert sorted(chain.from_iterable(parts)) == sorted(expected)
     assert all(len({name.partition("/")[0] for name in part}) == 1 for part in parts)
     without = load_image_text(pattern, split="train", streaming=True, images=False)
-    assert next(iter(without)) == {"id": "x-000/00000", "text": "dog 0 0", "labels": ["dog", "shard0"]}
+    further = {"url": "http://example.invalid/x.jpg", "key": 1}
+    assert next(iter(without)) == {"id": "x-000/00000", "text": "dog 0 0", "labels": ["dog", "shard0"], **further}
     state = iter(stream)
     first = [next(state)["id"] for _ in range(5)]
     saved = stream.state_dict()
@@ -89,6 +90,74 @@ def test_splits_classes_captions_and_named_columns(tmp_path):
         load_image_text(file, image_column="jpg")
     images = write_shard(tmp_path / "c.tar", {"1": {"jpg": image_file("jpg")}, "2": {"jpg": image_file("jpg")}})
     assert load_image_text(images, split="train")["text"][:] == ["", ""]
+
+
+def test_further_fields_of_json_are_columns(tmp_path, caplog):
+    documents = [
+        {"year": 1999, "size": 1, "is": True, "place": "Rome", "mixed": 1, "id": 7, "list": [1], "big": 2**70},
+        {"year": None, "size": 2.5, "mixed": "x"},
+        *[{} for _ in range(20)],
+        {"year": 2012, "size": 3, "is": "yes", "place": 5, "mixed": [1], "late": 1, "list": [2], "big": 1},
+        {"year": 0.5, "size": "x", "is": None, "late": None},
+    ]
+    samples = {
+        f"{number:02d}": {"jpg": image_file("jpg", number), "txt": "a", "json": json.dumps(own)}
+        for number, own in enumerate(documents)
+    }
+    file = write_shard(tmp_path / "x.tar", samples)
+    loaded = load_image_text(file, split="train")
+    assert (
+        f"{file}: left out values of fields that the first samples lack or have of another kind: is 1, mixed 1, "
+        "late 1, year 1, size 1."
+    ) in caplog.text
+    stream = load_image_text(file, split="train", streaming=True, images=False)
+    names = ["year", "size", "is", "place", "mixed", "original_id", "big"]
+    assert loaded.column_names == ["id", "image", "text", *names]
+    assert stream.column_names == ["id", "text", *names]
+    rows = [{name: row[name] for name in names} for row in stream]
+    assert rows == [{name: row[name] for name in names} for row in loaded.remove_columns("image")]
+    assert list(rows[0].values()) == [1999, 1.0, True, "Rome", "1", 7, str(2**70)]
+    assert list(rows[1].values()) == [None, 2.5, None, None, "x", None, None]
+    assert list(rows[5].values()) == [None] * 7
+    assert list(rows[-2].values()) == [2012, 3.0, None, "5", None, None, "1"]
+    assert list(rows[-1].values()) == [None] * 7
+
+
+def test_queries_are_held_out_of_shards(shards):
+    before = {path: path.read_bytes() for path in shards.iterdir()}
+    everything = load_image_text(shards, split="train")["id"][:]
+    report = prepare_folder(shards, queries=0.4)
+    assert (report.images, report.shards, report.unchanged) == (12, 3, False)
+    loaded = load_image_text(shards)
+    assert {name: len(part) for name, part in loaded.items()} == report.splits
+    assert sorted([*loaded["train"]["id"], *loaded["query"]["id"]]) == sorted(everything)
+    queries = loaded["query"]["id"][:]
+    assert {row["id"] for row in load_image_text(shards, split="query", streaming=True)} == set(queries)
+    assert loaded["train"].features == loaded["query"].features
+    # The same for a pattern, further shards and a second call, which takes over the share.
+    assert load_image_text(str(shards / "x-{000..002}.tar"), split="query")["id"][:] == queries
+    write_shard(shards / "x-003.tar", {f"{n}": {"png": image_file("png", n), "txt": "a"} for n in range(20)})
+    again = prepare_folder(shards)
+    assert (again.unchanged, again.images) == (True, 32)
+    grown = load_image_text(shards, split="query")["id"][:]
+    assert len(grown) == again.splits["query"] > len(queries)
+    assert [name for name in grown if not name.startswith("x-003")] == queries
+    assert {path: path.read_bytes() for path in before} == before
+    with pytest.raises(DataError, match=r"drawn with --queries 0\.4 and --seed 0; leave these out"):
+        prepare_folder(shards, seed=1)
+    assert not prepare_folder(shards, seed=1, overwrite=True).unchanged
+    assert load_image_text(shards, split="query")["id"][:] != grown
+    with pytest.raises(DataError, match="32 would be queries and 0 training pairs"):
+        prepare_folder(shards, queries=0.9999, overwrite=True)
+    with pytest.raises(DataError, match="divided where they are; leave out the output"):
+        prepare_folder(shards, shards.parent / "out")
+    (shards / "shards.json").write_text('{"queries": 2}')
+    with pytest.raises(DataError, match=r"shards\.json: is no division of shards"):
+        load_image_text(shards)
+    (shards / "shards.json").unlink()
+    write_shard(shards / "query-0.tar", {"1": {"png": image_file("png"), "txt": "a"}})
+    with pytest.raises(DataError, match="have the splits train, query already"):
+        prepare_folder(shards)
 
 
 def test_a_folder_with_images_holds_no_shards(shards):

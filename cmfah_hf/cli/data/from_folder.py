@@ -20,26 +20,44 @@ def from_folder(
         ),
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option(help="A table of the images: .csv, .tsv, .json (also COCO's) or .jsonl.")
+        Path | None,
+        typer.Option(help="A table of the images: .csv, .tsv, .json (also COCO's) or .jsonl; all columns are kept."),
     ] = None,
     image_column: Annotated[str | None, typer.Option(help="The table's column of file names.")] = None,
     text_column: Annotated[str | None, typer.Option(help="The table's column of texts.")] = None,
     label_column: Annotated[str | None, typer.Option(help="The table's column of labels.")] = None,
-    folders: Annotated[str, typer.Option(help="Whether folders are classes: 'auto', 'classes' or 'ignore'.")] = "auto",
-    queries: Annotated[float, typer.Option(help="The share of images to hold out as queries.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="The seed of their draw.")] = 0,
+    folders: Annotated[
+        str | None, typer.Option(help="Whether folders are classes: 'auto' (the default), 'classes' or 'ignore'.")
+    ] = None,
+    queries: Annotated[
+        float | None, typer.Option(help="The share of images to hold out as queries. Default: 0.1.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed of their draw. Default: 0.")] = None,
     copy: Annotated[
         bool, typer.Option("--copy", help="Copy the images to the output instead of linking them.")
     ] = False,
-    hidden: Annotated[bool, typer.Option("--hidden", help="Include hidden files and folders.")] = False,
+    hidden: Annotated[
+        bool | None, typer.Option("--hidden/--no-hidden", help="Whether to include hidden files and folders.")
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Whether to decode each image.")] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace metadata with other content.")] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace metadata with other content; with --queries or --seed, draw all anew."
+        ),
+    ] = False,
     json: DoneAsJson = False,
 ) -> None:
     """Make a data set of a folder of images, with the texts that are there already.
 
     Texts, keywords, labels and dates come from a table, from sidecars (.txt, .json, .xmp, Google Takeout), from EXIF,
     IPTC and XMP in the images, and from the folders' names. A part is held out as queries.
+
+    Called again on a folder with metadata of its own, it adds new images and drops those that are gone; all others keep
+    their split, and options that are not given are as before.
+
+    Of a folder of WebDataset shards, a part of the samples is held out: shards.json says so, and the shards stay as
+    they are.
     """
     from cmfah_hf.cli.output import counting, print_json
     from cmfah_hf.data.from_folder.preparation import prepare_folder
@@ -66,11 +84,11 @@ def _print(report: "FolderReport") -> None:
     splits = ", ".join(f"{count:,} {name}" for name, count in report.splits.items())
     done = "unchanged" if report.unchanged else "written"
     say(f"{report.output}: {report.images:,} images ({splits}), {done}.")
-    sources = ", ".join(f"{kind} {count:,}" for kind, count in report.text_from.most_common()) or "none"
-    say(f"Texts: {sources}; without text {report.without_text:,}.")
-    sources = ", ".join(f"{kind} {count:,}" for kind, count in report.labels_from.most_common()) or "none"
-    say(f"Labels: {sources}; {report.classes:,} classes.")
-    say(f"Dates {report.with_date:,}, keywords {report.with_keywords:,}, identical files {report.identical_files:,}.")
+    if not report.shards:
+        _print_sources(report)
+    if report.table_columns:
+        kept = (new if new == name else f"{name} as {new}" for name, new in report.table_columns.items())
+        say(f"Further columns of the table: {', '.join(kept)}.")
     if report.linked or report.copied:
         say(f"Images linked {report.linked:,}, copied {report.copied:,}.")
     if report.skipped:
@@ -81,3 +99,15 @@ def _print(report: "FolderReport") -> None:
         say(f"Problems: {', '.join(kinds)}.", err=True)
     for line in report.named:
         say(f"  {line}", err=True)
+
+
+def _print_sources(report: "FolderReport") -> None:
+    from cmfah_hf.cli.output import say
+
+    if report.as_before or report.gone:
+        say(f"Images: {report.new:,} new, {report.as_before:,} as before, {report.gone:,} gone.")
+    sources = ", ".join(f"{kind} {count:,}" for kind, count in report.text_from.most_common()) or "none"
+    say(f"Texts: {sources}; without text {report.without_text:,}.")
+    sources = ", ".join(f"{kind} {count:,}" for kind, count in report.labels_from.most_common()) or "none"
+    say(f"Labels: {sources}; {report.classes:,} classes.")
+    say(f"Dates {report.with_date:,}, keywords {report.with_keywords:,}, identical files {report.identical_files:,}.")

@@ -75,8 +75,9 @@ def index(
 
     The index of a folder of images, with or without metadata, follows it: a further call encodes only new and changed
     images, removes those that are gone, and follows renamed ones. It can be interrupted at any time. The id of an image
-    is its path below its folder; with several folders, the folder's name precedes it. Data sets are encoded anew each
-    time. Unreadable images and skipped files are counted.
+    is its path below its folder. With metadata of several splits, the split precedes it (train/boats/p003.jpg), and
+    with several folders, the folder's name. Data sets are encoded anew each time. Unreadable images and skipped files
+    are counted.
 
     `cmfah index info INDEX` shows what an index holds, and `cmfah index remove INDEX ID...` removes items.
     """

@@ -34,7 +34,7 @@ class Layout:
     labels: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def find_layout(names: Sequence[str], folders: str = "auto") -> Layout:
+def find_layout(names: Sequence[str], folders: str = "auto", are_splits: bool = False) -> Layout:
     """The splits and classes of images by their folders.
 
     Folders are splits if all images are in `train` and the like, with at least two splits. `auto`: they are classes if
@@ -44,19 +44,27 @@ def find_layout(names: Sequence[str], folders: str = "auto") -> Layout:
     Args:
         names: The names of the images below the folder, with forward slashes.
         folders: One of `FOLDERS`; `classes` makes every folder above an image a class of it.
+        are_splits: Folders named like splits are splits in any case; images elsewhere are `train`.
     """
-    splits = _find_splits(names)
-    below = {name: name.split("/", 1)[1] if splits else name for name in names}
+    splits = _find_splits(names, are_splits)
+    below = {name: name.split("/", 1)[1] if splits and _split_of(name) else name for name in names}
     parts = {name: tuple(rest.split("/")[:-1]) for name, rest in below.items()}
     if folders == "ignore" or (folders == "auto" and not _are_classes(list(parts.values()))):
         parts = {}
     return Layout(splits, below, {name: own for name, own in parts.items() if own})
 
 
-def _find_splits(names: Sequence[str]) -> dict[str, str]:
-    found = {name: _SPLITS.get(name.split("/")[0].lower(), "") if "/" in name else "" for name in names}
+def _find_splits(names: Sequence[str], are_splits: bool) -> dict[str, str]:
+    found = {name: _split_of(name) for name in names}
+    if are_splits:
+        return {name: split or "train" for name, split in found.items()}
     kinds = set(found.values())
     return found if "train" in kinds and len(kinds) > 1 and "" not in kinds else {}
+
+
+def _split_of(name: str) -> str:
+    """The split that the first folder of a name stands for, or nothing."""
+    return _SPLITS.get(name.split("/")[0].lower(), "") if "/" in name else ""
 
 
 def _are_classes(parts: list[tuple[str, ...]]) -> bool:

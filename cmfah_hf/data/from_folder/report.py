@@ -16,7 +16,10 @@ class FolderReport:
 
     Attributes:
         folder, output: The folder, and where the data set is.
-        images: Rows that were written.
+        images: Rows that were written; of shards, samples with an image.
+        shards: The number of shards, of which nothing but samples and splits is counted.
+        new, as_before, gone: Rows of images that had none before, rows of images that had one, and rows that were
+            dropped, because their image is gone or cannot be read any more.
         splits: The numbers of rows by split.
         text_from: The numbers of images by the source of their text: `table`, `txt`, `json`, `xmp` (sidecars),
             `embedded xmp`, `iptc`, `exif`, `png`, and `keywords` if they stand in for a text.
@@ -24,6 +27,7 @@ class FolderReport:
         labels_from: The numbers of images by the source of their labels: `table`, `json`, `folders`.
         classes: Different labels.
         with_date, with_keywords: Images with a date, with keywords.
+        table_columns: The further columns of the table, with the names under which they are kept.
         identical_files: Images whose file is the same as that of another image.
         unreadable: Images that cannot be read, which have no row.
         skipped: The numbers of other files by ending or reason.
@@ -37,6 +41,10 @@ class FolderReport:
     folder: str
     output: str
     images: int = 0
+    shards: int = 0
+    new: int = 0
+    as_before: int = 0
+    gone: int = 0
     splits: dict[str, int] = field(default_factory=dict)
     text_from: Counter[str] = field(default_factory=Counter)
     without_text: int = 0
@@ -44,6 +52,7 @@ class FolderReport:
     classes: int = 0
     with_date: int = 0
     with_keywords: int = 0
+    table_columns: dict[str, str] = field(default_factory=dict)
     identical_files: int = 0
     unreadable: int = 0
     skipped: dict[str, int] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from typing import Any
 
 from cmfah_hf.data.from_folder.description import Description, cleaned
 from cmfah_hf.data.from_folder.sidecars import decoded
+from cmfah_hf.data.from_folder.table_columns import FurtherColumns, further_columns
 from cmfah_hf.data.rows.columns import LABELS_NAMES, TEXT_NAMES, captions_of, labels_of
 from cmfah_hf.data.sources.metadata_rows import shown_name
 from cmfah_hf.documents import parse_json, read_bytes
@@ -45,19 +46,21 @@ class TableRows:
         without_image: Rows whose image is not in the folder.
         ambiguous: Rows whose name fits several images.
         named: The first of those rows.
+        further: The columns besides image, text and labels.
     """
 
     by_image: dict[str, Description] = field(default_factory=dict)
     without_image: int = 0
     ambiguous: int = 0
     named: list[str] = field(default_factory=list)
+    further: FurtherColumns = field(default_factory=FurtherColumns)
 
 
 def read_table(request: TableRequest, images: Sequence[str]) -> TableRows:
     """The descriptions of a table for the images of a folder.
 
     An image is named by its path, or the end of it, with or without its ending. Several rows of an image are several
-    captions.
+    captions. All further columns are kept.
 
     Args:
         request: The table.
@@ -78,6 +81,7 @@ def read_table(request: TableRequest, images: Sequence[str]) -> TableRows:
     found = TableRows()
     captions: dict[str, list[str]] = {}
     classes: dict[str, list[str]] = {}
+    placed: list[tuple[str, dict[str, Any]]] = []
     for number, row in enumerate(rows, 1):
         try:
             own_captions = captions_of(row.get(text)) if text else []
@@ -88,6 +92,7 @@ def read_table(request: TableRequest, images: Sequence[str]) -> TableRows:
         if len(places) == 1:
             captions.setdefault(places[0], []).extend(own_captions)
             classes.setdefault(places[0], []).extend(own_labels)
+            placed.append((places[0], row))
             continue
         found.ambiguous += len(places) > 1
         found.without_image += not places
@@ -96,6 +101,7 @@ def read_table(request: TableRequest, images: Sequence[str]) -> TableRows:
             found.named.append(f"{path}, row {number}: the image {shown_name(str(row.get(str(image))))!r} {problem}.")
     for name, texts in captions.items():
         found.by_image[name] = Description(cleaned(texts), labels=tuple(dict.fromkeys(classes[name])))
+    found.further = further_columns(path, present, (image, text, labels), placed)
     return found
 
 

@@ -1,14 +1,18 @@
 """Writing of a described folder: metadata next to the images, or a new folder that shares their bytes."""
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
-from cmfah_hf.atomic import ANYTHING, atomic_file, atomic_folder, regular_target
+from cmfah_hf.atomic import ANYTHING, atomic_file, atomic_folder, regular_target, write_text
+from cmfah_hf.data.from_folder.record import FolderRecord, digest_of_file
 from cmfah_hf.data.from_folder.report import FolderReport
+from cmfah_hf.data.images.files import RECORD_NAME
 from cmfah_hf.data.sources.folder import find_splits
 from cmfah_hf.errors import DataError
 
@@ -31,21 +35,42 @@ def check_in_place(folder: Path) -> None:
             raise DataError(f"{file}: describes these images already; load the folder as it is, or name an --output.")
 
 
-def write_in_place(folder: Path, splits: Mapping[str, str], overwrite: bool, report: FolderReport) -> None:
-    """Writes a metadata file for each split into the folder of the images; existing ones only with `overwrite`."""
+def write_in_place(
+    folder: Path, splits: Mapping[str, str], overwrite: bool, record: FolderRecord, report: FolderReport
+) -> None:
+    """Writes a metadata file for each split into the folder of the images, and the record by which it is known again.
+
+    Args:
+        folder: The folder.
+        splits: The metadata of each split.
+        overwrite: Whether other metadata there is replaced.
+        record: The record, without its files.
+        report: Where the files are named.
+    """
     contents = {folder / metadata_name(split): text for split, text in splits.items()}
     former = [file for file in find_splits(folder).values() if file not in contents]
     report.written = [str(path) for path in contents]
+    digests = {path.name: [hashlib.sha256(text.encode()).hexdigest()] for path, text in contents.items()}
     if not former and all(_has_content(path, text) for path, text in contents.items()):
         report.unchanged = True
+        text = replace(record, files=digests).as_text()
+        if not _has_content(folder / RECORD_NAME, text):
+            write_text(folder / RECORD_NAME, text, DataError)
         return
     there = next((path for path in [*contents, *former] if path.exists()), None)
     if there is not None and not overwrite:
-        raise DataError(f"{there}: is there already, with other rows; pass --overwrite, or name an --output.")
+        raise DataError(
+            f"{there}: is there already, with other rows, and not as this command wrote it; pass --overwrite, or name "
+            "an --output."
+        )
+    allowed = {path.name: [*digests.get(path.name, [None]), digest_of_file(path)] for path in [*contents, *former]}
     with ExitStack() as open_files:
         for path, text in contents.items():
             temporary = open_files.enter_context(atomic_file(path, DataError))
             temporary.write_text(text, encoding="utf-8", newline="\n")
+        # The last one is there first: until the others are, it knows the former files too.
+        temporary = open_files.enter_context(atomic_file(folder / RECORD_NAME, DataError))
+        temporary.write_text(replace(record, files=allowed).as_text(), encoding="utf-8", newline="\n")
     for path in former:
         path.unlink()
 

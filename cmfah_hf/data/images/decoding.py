@@ -9,12 +9,13 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 
 from PIL import ExifTags, Image, ImageOps
 
 from cmfah_hf.data.data_root import ARCHIVES
+from cmfah_hf.data.images.extras import Extra, extra_of, extra_of_content
 from cmfah_hf.data.images.formats import register_formats
 from cmfah_hf.documents import file_of
 from cmfah_hf.errors import ImageError
@@ -29,6 +30,8 @@ DAMAGED = (
     OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, AttributeError, EOFError, OverflowError,
     ArithmeticError, AssertionError, MemoryError, RuntimeError, struct.error, zlib.error,
 )  # fmt: skip
+# First bytes of a file that tell its format.
+_PREFIX = 4096
 # Decoded pixels of a batch, as many as 32 images of 640 x 480 have.
 _PIXELS_AT_ONCE = 10**7
 # A reduced image is still this many times as large as needed: the resizing that follows then hides the reduction.
@@ -102,11 +105,16 @@ def opened_image(value: ImageSource, name: str) -> Iterator[Image.Image]:
     try:
         yield source if isinstance(source, Image.Image) else Image.open(source, formats=_formats())
     except Image.UnidentifiedImageError as error:
-        raise ImageError(f"{name}: not an image in a format that Pillow knows; replace or remove it.") from error
+        raise ImageError(
+            f"{name}: not an image in a format that Pillow knows; {_remedy(source) or 'replace or remove it.'}"
+        ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{name}: too large to be read safely ({error}); make the image smaller.") from error
     except DAMAGED as error:
-        raise ImageError(f"{name}: damaged or cut short ({_first_line(error)}); replace or remove it.") from error
+        problem = f"damaged or cut short ({_first_line(error)})"
+        if remedy := _remedy(source):
+            raise ImageError(f"{name}: not an image that Pillow reads by itself ({problem}?); {remedy}") from error
+        raise ImageError(f"{name}: {problem}; replace or remove it.") from error
 
 
 class _NamedBytes(io.BytesIO):
@@ -115,6 +123,24 @@ class _NamedBytes(io.BytesIO):
     def __init__(self, content: bytes, name: str):
         super().__init__(content)
         self.name = name
+
+
+def _remedy(source: Image.Image | _NamedBytes) -> str | None:
+    """The command that installs the extra for an image, by its content or the ending of its name; else `None`."""
+    if not isinstance(source, _NamedBytes) or source.closed:
+        return None
+    extra = extra_of_content(bytes(source.getbuffer()[:_PREFIX])) or missing_extra(PurePath(source.name).suffix)
+    return f"to read it, run {extra.command}." if extra is not None and _is_missing(extra) else None
+
+
+def missing_extra(ending: str) -> Extra | None:
+    """The extra that reads files with this ending, such as `.HEIC`, if it is not installed, or cannot be imported."""
+    extra = extra_of(ending.lower().rstrip(")'"))  # a name may be that of a row with its file in parentheses
+    return extra if extra is not None and _is_missing(extra) else None
+
+
+def _is_missing(extra: Extra) -> bool:
+    return image_endings().isdisjoint(extra.endings)
 
 
 def _reduce(image: Image.Image, least: tuple[int, int]) -> None:

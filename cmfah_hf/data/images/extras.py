@@ -1,8 +1,19 @@
 """The extras of this package that read further formats of images."""
 
+import logging
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
+
+logger = logging.getLogger(__name__)
+
+# Libraries that import their parts on first use, with a function that needs them.
+_PARTS = {"imagecodecs": "jpegxl_version"}
+# Brands of HEIC and AVIF files in their first box.
+_HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+_AVIF = frozenset({b"avif", b"avis"})
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,45 @@ def extra_of(ending: str) -> Extra | None:
     return next((extra for extra in EXTRAS if ending in extra.endings), None)
 
 
+def extra_of_content(prefix: bytes) -> Extra | None:
+    """The extra that reads a file with these first bytes; `None` if they do not tell."""
+    from cmfah_hf.data.images.jpeg_xl import is_jpeg_xl
+    from cmfah_hf.data.images.raw import has_raw_head
+
+    name = None
+    if prefix[4:8] == b"ftyp" and not has_raw_head(prefix):
+        box = prefix[8 : max(16, min(int.from_bytes(prefix[:4], "big"), len(prefix)))]
+        brands = {box[at : at + 4] for at in range(0, len(box), 4)}
+        name = "avif" if brands & _AVIF else "heic" if brands & _HEIC else None
+    elif is_jpeg_xl(prefix):
+        name = "jxl"
+    elif has_raw_head(prefix):
+        name = "raw"
+    elif b"<svg" in prefix:
+        name = "svg"
+    return next((extra for extra in EXTRAS if extra.name == name), None)
+
+
+@cache
+def is_usable(module: str) -> bool:
+    """Whether a library is installed and can be imported. One that is installed only is a warning, once."""
+    if not find_spec(module):
+        return False
+    try:
+        library = import_module(module)
+        if module in _PARTS:
+            getattr(library, _PARTS[module])()
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        logger.warning(
+            "%s is installed, but cannot be imported (%s), so the formats that it reads are left out; repair it, or "
+            "uninstall it.", module, reason,
+        )  # fmt: skip
+        return False
+    return True
+
+
 def readers() -> str:
     """The libraries that read images, with their versions."""
-    packages = dict.fromkeys(["pillow", *(extra.package for extra in EXTRAS if find_spec(extra.module))])
+    packages = dict.fromkeys(["pillow", *(extra.package for extra in EXTRAS if is_usable(extra.module))])
     return ", ".join(f"{package} {version(package)}" for package in packages)

@@ -16,6 +16,8 @@ from cmfah_hf.errors import DataError
 HIDDEN, NO_ENDING, SPECIAL = "hidden", "no ending", "special files"
 LINKED_FOLDERS, LINKS_OUT, CLOSED = "linked folders", "links that leave the folder", "folders that cannot be read"
 CLOSED_FILES = "files that cannot be read"
+# The record that `prepare_folder` leaves in a folder of images. It counts neither as an image nor as skipped.
+RECORD_NAME = ".from-folder.json"
 # Files that programs and systems leave among photos: thumbnails, deleted files, resource forks of a Mac.
 _LEFT_BY_PROGRAMS = frozenset(
     ("@eadir", "__macosx", "#recycle", "@recycle", "$recycle.bin", "thumbs.db", "ehthumbs.db", "desktop.ini")
@@ -69,6 +71,8 @@ def list_image_files(folder: Path, hidden: bool = False) -> ImageFiles:
         skipped[LINKED_FOLDERS] += sum(os.path.islink(below / name) for name in visible)  # noqa: PTH114
         folders[:] = visible
         for name in names:
+            if name == RECORD_NAME:
+                continue
             path = below / name
             try:
                 reason = _reason_to_skip(path, root, hidden)

@@ -6,16 +6,15 @@ decoded, and Pillow refuses images that are too large by it.
 
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 
 from PIL import Image
 
-from cmfah_hf.data.images.extras import EXTRAS
+from cmfah_hf.data.images.extras import EXTRAS, is_usable
 
 
 @cache
 def register_formats() -> None:
-    """Registers with Pillow the formats of the installed extras."""
+    """Registers with Pillow the formats of the extras that can be used."""
     Image.init()
     steps: dict[str, Callable[[], None]] = {
         "pillow_heif": _register_heif,
@@ -24,7 +23,7 @@ def register_formats() -> None:
         "resvg_py": _register_svg,
     }
     for module, register in steps.items():
-        if find_spec(module):
+        if is_usable(module):
             register()
 
 

@@ -17,7 +17,12 @@ _PREVIEW = 1  # a reduced version of another image of the file
 
 def may_be_raw(prefix: bytes) -> bool:
     """Whether a file with these first bytes may be a raw image."""
-    return prefix.startswith((*_TIFF, *_OWN_HEADS)) or prefix[6:14] == b"HEAPCCDR" or prefix[4:12] == b"ftypcrx "
+    return prefix.startswith(_TIFF) or has_raw_head(prefix)
+
+
+def has_raw_head(prefix: bytes) -> bool:
+    """Whether a file with these first bytes is a raw image, and no TIFF file."""
+    return prefix.startswith(_OWN_HEADS) or prefix[6:14] == b"HEAPCCDR" or prefix[4:12] == b"ftypcrx "
 
 
 class RawImageFile(LibraryImageFile):

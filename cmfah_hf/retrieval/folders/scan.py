@@ -1,7 +1,9 @@
 """Scanning of a folder that an index follows: its images, their states, and their metadata."""
 
 import hashlib
+import logging
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,10 +15,13 @@ import pyarrow as pa
 
 from cmfah_hf.data.file_state import COARSE_NS, changed_at
 from cmfah_hf.data.images import list_image_files
+from cmfah_hf.data.images.files import RECORD_NAME
 from cmfah_hf.data.sources.request import METADATA_NAMES, is_file, is_metadata_name, subfolders
 from cmfah_hf.errors import DataError
 from cmfah_hf.retrieval.storage.folder_records import FileRecord, Root
 from cmfah_hf.retrieval.storage.metadata import appended, as_table
+
+logger = logging.getLogger(__name__)
 
 _WITHOUT_ROW = "images without a row of metadata"
 # Rows of metadata that are Python objects at once.
@@ -148,10 +153,22 @@ def _scan_rows(root: Root) -> Listing:
     others = list_image_files(Path(root.path), root.hidden)
     without_row = sum(os.path.realpath(path) not in described for path in others.files)
     skipped = Counter(others.skipped)
-    skipped[_WITHOUT_ROW] = without_row
+    if without_row:
+        skipped[_WITHOUT_ROW] = without_row
+        logger.warning("%s", _without_row(root, without_row))
     skipped.subtract(path.suffix.lower() for path in metadata_files(root.path))
     closed = {_name(Path(root.path), path): reason for path, reason in others.closed.items()}
     return Listing(files, metadata, {reason: count for reason, count in skipped.items() if count > 0}, closed)
+
+
+def _without_row(root: Root, count: int) -> str:
+    """A line about images that metadata does not name, and what to do."""
+    found = f"{root.path}: its metadata, which decides on the images, names {count:,} of them in no row"
+    if root.split is not None:
+        return f"{found} of the split {root.split!r}; to include other splits, leave out --split."
+    if (Path(root.path) / RECORD_NAME).is_file():
+        return f"{found}; run `cmfah data from-folder {shlex.quote(str(root.path))}`, then this command again."
+    return f"{found}; add their rows, or delete the metadata to follow all images."
 
 
 def _digests(table: pa.Table | None, rows: int) -> Iterator[bytes]:

@@ -130,8 +130,8 @@ def update_folders(
 ) -> FolderChanges:
     """Brings an index up to date with folders, and saves it. What was encoded is saved even if it is interrupted.
 
-    The id of an image is its path below the folder; if the index follows several folders, the folder's name precedes
-    it.
+    The id of an image is its path below the folder, or of its metadata; if the metadata has several splits, the name of
+    the split precedes it, and if the index follows several folders, the folder's name.
 
     Args:
         path: The index file.

@@ -50,6 +50,44 @@ def test_tables(tmp_path, name):
     assert (found.without_image, found.ambiguous) == (0, 0)
 
 
+def test_further_columns_of_a_table_are_kept(tmp_path, datasets_cache):
+    for number in range(6):
+        (tmp_path / f"{number}.jpg").write_bytes(image_file("jpg", number))
+    header = "ID,file,text,genre,year,price,code,big,place,category,"
+    rows = [
+        f"{number}x,{number}.jpg,a dog {number},sea,{1990 + number},{number}.5,00{number},{10**19 + number},Rome,art,u"
+        for number in range(4)
+    ]
+    rows.append("4x,4.jpg,a dog 4,land,,2,004,5,,art,")
+    rows.append("4y,4.jpg,the dog 4,land,2000,2,004,5,,art,")
+    table = tmp_path / "t.csv"
+    table.write_text("\n".join([header, *rows]))
+    report = prepare_folder(tmp_path, table=TableRequest(table, labels="genre"), queries=0.3)
+    names = ["original_ID", "year", "price", "code", "big", "place", "category", "column_8"]
+    assert list(report.table_columns.values()) == names
+    assert report.problems == {"table rows with other values for an image": 1}
+    loaded = load_image_text(tmp_path)
+    rows = {row["id"]: row for part in loaded.values() for row in part}
+    kept = {name: rows["2.jpg"][name] for name in names}
+    assert list(kept.values()) == ["2x", 1992, 2.5, "002", str(10**19 + 2), "Rome", "art", "u"]
+    assert [rows["4.jpg"][name] for name in names] == ["4x", 2000, 2.0, "004", "5", None, "art", None]
+    assert (rows["4.jpg"]["labels"], rows["4.jpg"]["captions"]) == (["land"], ["a dog 4", "the dog 4"])
+    assert [rows["5.jpg"][name] for name in names] == [None] * 8
+    assert prepare_folder(tmp_path).unchanged  # with the table of the first time
+
+    table.write_text("file,text,id,original_id\n1.jpg,a,1,2\n")
+    with pytest.raises(DataError, match=r"t\.csv: the columns 'id' and 'original_id' collide; rename one"):
+        prepare_folder(tmp_path, table=TableRequest(table))
+    documents = [{"file": "1.jpg", "text": "a", "n": 1, "boxes": [[1]], "is": True, "mixed": 3, "keywords": "own"}]
+    documents.append({"file": "2.jpg", "text": "b", "n": 2.5, "is": False, "mixed": "x"})
+    (tmp_path / "t.json").write_text(json.dumps(documents))
+    (tmp_path / "1.json").write_text(json.dumps({"keywords": ["other"]}))
+    report = prepare_folder(tmp_path, table=TableRequest(tmp_path / "t.json"), queries=0, overwrite=True)
+    assert report.problems == {"table columns of lists or objects": 1}
+    row = load_image_text(tmp_path, split="train")[1]
+    assert [row[name] for name in ("n", "is", "mixed", "keywords")] == [1.0, True, "3", "own"]
+
+
 def test_rows_that_fit_no_image_or_several_are_counted(tmp_path):
     rows = [
         "c.jpg,which",
@@ -149,6 +187,20 @@ def test_queries_are_stratified():
     assert len(held_out) == 30
     assert sum(labels[name] == ("rare",) for name in held_out) == 2
     assert held_out != hold_out(names, labels, names, {}, 0.1, 1)
+    # With more images, those that were divided before stay, and the share of all is drawn among the new ones.
+    more = [f"new-{number}.jpg" for number in range(100)]
+    former = {name: name in held_out for name in names}
+    copies = {names[0]: "x", more[0]: "x", min(held_out): "y", more[1]: "y"}
+    of_all = {**labels, **dict.fromkeys(more, ("sea",))}
+    now = hold_out([*names, *more], of_all, [*names, *more], copies, 0.1, 0, former)
+    assert now & set(names) == held_out
+    assert more[1] in now
+    assert (more[0] in now) == (names[0] in held_out)
+    assert len(now) == 41  # and a copy of a query
+    by_one: set[str] = set()
+    for end in range(1, 101):
+        by_one = hold_out(names[:end], {}, names[:end], {}, 0.1, 0, {name: name in by_one for name in names[: end - 1]})
+    assert len(by_one) == 10
     assert hold_out(names, labels, names[:50], {}, 0.1, 0) < set(names[:50])  # only described ones
     assert hold_out(names, labels, names, {}, 0, 0) == set()
     with pytest.raises(DataError, match="share of queries"):
@@ -184,11 +236,11 @@ def test_in_place(photos, datasets_cache):
     # No other file was touched, and a second run changes nothing.
     again = prepare_folder(photos, queries=0.3)
     assert again.unchanged
-    written = {photos / "metadata.jsonl", photos / "metadata.query.jsonl"}
+    written = {photos / "metadata.jsonl", photos / "metadata.query.jsonl", photos / ".from-folder.json"}
     assert {path: path.read_bytes() for path in photos.rglob("*") if path.is_file() and path not in written} == before
     edited = (photos / "metadata.jsonl").read_text() + "\n"
     (photos / "metadata.jsonl").write_text(edited)
-    with pytest.raises(DataError, match=r"metadata\.jsonl: is there already, with other rows; pass --overwrite"):
+    with pytest.raises(DataError, match=r"metadata\.jsonl: is there already, with other rows.*pass --overwrite"):
         prepare_folder(photos, queries=0.3)
     assert (photos / "metadata.jsonl").read_text() == edited
     assert prepare_folder(photos, queries=0, overwrite=True).splits == {"train": 14}
@@ -197,6 +249,83 @@ def test_in_place(photos, datasets_cache):
     (photos / "metadata.jsonl").unlink()
     with pytest.raises(DataError, match="describes these images already"):
         prepare_folder(photos)
+
+
+def splits_of(folder):
+    """The split of each image by the metadata files of a folder."""
+    files = {"train": folder / "metadata.jsonl", "query": folder / "metadata.query.jsonl"}
+    rows = {split: file.read_text(encoding="utf-8").splitlines() for split, file in files.items()}
+    return {json.loads(row)["file_name"]: split for split, own in rows.items() for row in own if row}
+
+
+def test_a_second_call_keeps_the_splits_of_a_folder_that_grows_and_shrinks(photos, datasets_cache):
+    prepare_folder(photos, queries=0.3, seed=3, hidden=True)
+    before = splits_of(photos)
+    for number in range(20, 40):
+        (photos / "cat" / f"{number}.jpg").write_bytes(image_file("jpg", number))
+    (photos / "extra.jpg").write_bytes(image_file("jpg", 40))
+    (photos / ".hidden.jpg").write_bytes(image_file("jpg", 41))
+    query = min(name for name, split in before.items() if split == "query")
+    train = min(name for name, split in before.items() if split == "train" and name.endswith("jpg"))
+    copy = f"{query[:-4]}-copy.jpg"
+    shutil.copy(photos / query, photos / copy)
+    content = (photos / train).read_bytes()
+    (photos / train).unlink()
+    report = prepare_folder(photos)
+    assert (report.new, report.as_before, report.gone, report.unchanged) == (23, len(before) - 1, 1, False)
+    after = splits_of(photos)
+    assert {name: split for name, split in after.items() if name in before} == {
+        name: split for name, split in before.items() if name != train
+    }
+    assert after[copy] == "query"
+    drawn = [name for name, split in after.items() if split == "query" and name not in before and name != copy]
+    assert 5 <= len(drawn) <= 8  # the share of the first call
+    assert {".hidden.jpg", "extra.jpg"} < set(after)
+    assert load_image_text(photos, split="train")["labels"][-1] == []  # the other folders remain classes
+    assert prepare_folder(photos).unchanged
+    (photos / train).write_bytes(content)  # it comes back
+    assert prepare_folder(photos).new == 1
+    assert splits_of(photos)[train] == "train"
+    with pytest.raises(DataError, match=r"drawn with --queries 0\.3 and --seed 3; leave these out"):
+        prepare_folder(photos, queries=0.5)
+    # An interrupted writing, and metadata edited by hand.
+    former = (photos / "metadata.query.jsonl").read_bytes()
+    (photos / "dog" / "50.jpg").write_bytes(image_file("jpg", 50))
+    (photos / "dog" / "50.txt").write_text("one more")
+    prepare_folder(photos)
+    (photos / "metadata.query.jsonl").write_bytes(former)
+    assert prepare_folder(photos).new == 0
+    edited = (photos / "metadata.query.jsonl").read_text() + "\n"
+    (photos / "metadata.query.jsonl").write_text(edited)
+    with pytest.raises(DataError, match="pass --overwrite"):
+        prepare_folder(photos)
+    kept = splits_of(photos)
+    assert prepare_folder(photos, overwrite=True).as_before == len(kept)
+    assert splits_of(photos) == kept
+    (photos / ".from-folder.json").write_text("{}")
+    with pytest.raises(DataError, match=r"from-folder\.json: is no record .* delete it"):
+        prepare_folder(photos)
+
+
+def test_metadata_of_others_is_refused_when_the_folder_grows(photos):
+    rows = "".join(json.dumps({"file_name": f"cat/{n}.jpg", "text": "mine"}) + "\n" for n in (0, 2))
+    (photos / "metadata.jsonl").write_text(rows)
+    with pytest.raises(DataError, match="is there already, with other rows"):
+        prepare_folder(photos)
+    assert (photos / "metadata.jsonl").read_text() == rows
+    assert not (photos / ".from-folder.json").exists()
+
+
+def test_folders_that_are_splits_remain_so(tmp_path):
+    for number in range(8):
+        name = tmp_path / ("train" if number < 5 else "test") / "ab"[number % 2] / f"{number}.jpg"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_bytes(image_file("jpg", number))
+    assert prepare_folder(tmp_path).splits == {"train": 5, "query": 3}
+    (tmp_path / "extra.jpg").write_bytes(image_file("jpg", 9))
+    (tmp_path / "test" / "a" / "10.jpg").write_bytes(image_file("jpg", 10))
+    report = prepare_folder(tmp_path)
+    assert (report.splits, report.classes, report.new) == ({"train": 6, "query": 4}, 2, 2)
 
 
 def test_output(photos, tmp_path, datasets_cache, monkeypatch):
