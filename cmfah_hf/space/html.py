@@ -125,7 +125,8 @@ def view(engine: "Engine", item_id: str, stamp: int) -> str:
     return (
         f'<dialog class="cm-view" data-id="{name}" data-stamp="{stamp}" aria-label="{name}">'
         f'<img src="{engine.images.view(row)}" alt="{text or name}">'
-        f'<p class="cm-path">{name}</p>{path}<p class="cm-note">{text}</p><div class="cm-buttons">{buttons}</div></dialog>'
+        f'<p class="cm-path">{name}</p>{path}<p class="cm-note">{text}</p>'
+        f'<div class="cm-buttons">{buttons}</div></dialog>'
     )
 
 
