@@ -2,7 +2,7 @@
 
     python benchmarks/new_words.py RUNS --output docs/results/new-words.json
 
-RUNS is the output of `cmfah experiment run hub_configs/experiments/photographs-minilm.yaml`, with runs of `cmfah/both`
+RUNS is the output of `cmfah experiment run experiments/photographs-minilm`, with runs of `cmfah/both`
 (MiniLM) and `words/both` (word vectors). Every word is a query, and an image is relevant if it has one of the
 classes that the word means. `seen`: the training images and those of the query split are searched. `unseen`: those of
 the held-out database and the query split, on which nothing was trained.

@@ -1,7 +1,7 @@
 """Sparse and noisy texts, and words with and without expansion, for `hub_configs/experiments/expansion.yaml`.
 
     python benchmarks/sparse_texts.py photographs scenes --output sparse
-    cmfah experiment run hub_configs/experiments/expansion.yaml --output runs/expansion
+    cmfah experiment run experiments/expansion --output runs/expansion
 
 `photographs` are the COCO-derived pairs with each caption thinned to one or two of its words. `scenes` are the drawn
 ones: every second tag is removed, and two that do not describe the image are added. The words, their vectors and the

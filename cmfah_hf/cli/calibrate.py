@@ -31,6 +31,7 @@ def calibrate(
     """
     from cmfah_hf.cli.output import print_json, print_table
     from cmfah_hf.models.remote_code import remote_code
+    from cmfah_hf.retrieval.calibration import SHOWN_MAP
     from cmfah_hf.training.calibration import calibrate_folder
 
     with remote_code(trust_remote_code):
@@ -40,7 +41,7 @@ def calibrate(
         print_json(
             {
                 "relevance": calibration.relevance,
-                "maps": {name: {"method": one.method, **one.figures} for name, one in maps},
+                "maps": {name: {"method": one.method, **one.figures, "bins": one.bins} for name, one in maps},
             }
         )
         return
@@ -50,3 +51,7 @@ def calibrate(
     ]
     title = f"Calibration of {model} by {calibration.relevance}, on queries that a map was not fitted to"
     print_table(title, ["metric", "direction", "map", *names[:3], "precision at .5", "recall at .5"], rows)
+    if SHOWN_MAP in calibration.maps:
+        bins = [[round(count), *shares] for count, *shares in calibration.maps[SHOWN_MAP].bins]
+        title = "Reliability of the first ten answers from text to image by AQD"
+        print_table(title, ["answers", "mean probability", "relevant share"], bins)

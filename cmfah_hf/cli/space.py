@@ -64,8 +64,8 @@ def space(
 ) -> None:
     """Serve the search page on this machine: search, why, codes, quality. Without a model it shows drawn scenes.
 
-    The address is printed as soon as the page answers; the model is loaded then. An index of folders is searched whole,
-    without encoding anything.
+    The address is printed at once, and again when the page answers; the model is loaded then. An index of folders is
+    searched whole, without encoding anything.
     """
     from dataclasses import replace
 

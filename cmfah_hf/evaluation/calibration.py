@@ -22,6 +22,8 @@ _FOLDS = 5
 # Logits up to which a logistic map has points, and their number.
 _LARGEST_LOGIT, _LOGISTIC_POINTS = 12.0, 97
 _SMALLEST = 1e-6
+# Standard deviations of cosines up to it are errors of rounding.
+_NO_SPREAD = 1e-9
 
 # From cosines `(S,)` and the numbers of all and of relevant items at them, to the points of a map.
 _Fit = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -79,11 +81,8 @@ def measure_calibration(
             continue
         pooled, top = counts.pooled(1), counts.top(TOP).pooled(1)
         probabilities = calibration.at(score_map, counts.cosines, counts.items)[None]
-        curve = _curve(top, probabilities)
-        filled = curve.counts > 0
-        rows = zip(curve.counts[filled], curve.predicted[filled], curve.observed[filled], strict=True)
-        bins = [[round(float(value), 4) for value in row] for row in rows]
-        measured[name] = {"queries": len(counts.counts), **_figures(pooled, top, probabilities), "bins": bins}
+        figures = {"queries": len(counts.counts), **_figures(pooled, top, probabilities)}
+        measured[name] = {**figures, "bins": _bins(top, probabilities)}
     return measured
 
 
@@ -120,7 +119,8 @@ def logistic_points(cosines: np.ndarray, counts: np.ndarray, relevant: np.ndarra
     high, low = (relevant.sum() + 1) / (relevant.sum() + 2), 1 / (others.sum() + 2)
     wanted = relevant * high + others * low
     mean = counts @ cosines / counts.sum()
-    spread = float(np.sqrt(counts @ np.square(cosines - mean) / counts.sum())) or 1.0
+    spread = float(np.sqrt(counts @ np.square(cosines - mean) / counts.sum()))
+    spread = spread if spread > _NO_SPREAD else 1.0
     inputs = (cosines - mean) / spread
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
@@ -143,14 +143,14 @@ _METHODS: dict[str, _Fit] = {"isotonic": isotonic_points, "logistic": logistic_p
 
 
 def _fitted(counts: CosineCounts) -> ScoreMap:
-    """The better of the two maps, with its figures on queries that it was not fitted to."""
+    """The better of the two maps, with its figures and reliability curve on queries that it was not fitted to."""
     folds, top = counts.pooled(_FOLDS), counts.top(TOP).pooled(_FOLDS)
     held_out_FS = {name: _held_out(fit, folds) for name, fit in _METHODS.items()}
     losses = {name: _log_loss(top, probabilities_FS) for name, probabilities_FS in held_out_FS.items()}
     chosen = min(losses, key=losses.__getitem__)
     points = _METHODS[chosen](counts.cosines, folds.counts.sum(axis=0), folds.relevant.sum(axis=0))
     figures = {"queries": len(counts.counts), "log_loss": losses[chosen], **_figures(folds, top, held_out_FS[chosen])}
-    return ScoreMap(*points, counts.items, chosen, figures)
+    return ScoreMap(*points, counts.items, chosen, figures, _bins(top, held_out_FS[chosen]))
 
 
 def _held_out(fit: _Fit, folds: CosineCounts) -> np.ndarray:
@@ -181,6 +181,14 @@ def _figures(counts: CosineCounts, top: CosineCounts, probabilities: np.ndarray)
 
 def _curve(counts: CosineCounts, probabilities: np.ndarray) -> Reliability:
     return reliability_curve(probabilities.ravel(), counts.relevant.ravel(), counts.counts.ravel())
+
+
+def _bins(counts: CosineCounts, probabilities: np.ndarray) -> list[list[float]]:
+    """The reliability curve in rows: the number of answers, their mean probability and the share that is relevant."""
+    curve = _curve(counts, probabilities)
+    filled = curve.counts > 0
+    rows = zip(curve.counts[filled], curve.predicted[filled], curve.observed[filled], strict=True)
+    return [[round(float(value), 4) for value in row] for row in rows]
 
 
 def _log_loss(counts: CosineCounts, probabilities: np.ndarray) -> float:

@@ -5,11 +5,11 @@ from typing import Any
 
 from cmfah_hf.hub.card_figures import RANKINGS, figure
 from cmfah_hf.hub.finished_run import FinishedRun
+from cmfah_hf.retrieval.calibration import SHOWN_MAP
 
 _WAYS = {
     "t2i": "text to image", "i2t": "image to text", "i2i": "image to image", "t2t": "text to text",
 }  # fmt: skip
-_CURVE = "aqd/t2i"
 _MEANING = {
     "labels": "The probability is that of sharing a label with the query.",
     "pairs": "The data has no labels, so the probability is that of being *the* image of a text, or *the* text of an "
@@ -24,11 +24,14 @@ def calibration_of(run: FinishedRun) -> list[str]:
         return []
     measured = run.metrics.get("calibration")
     measured = measured if isinstance(measured, dict) else {}
-    rows = []
+    rows, curve = [], []
     for name, score_map in calibration.maps.items():
         metric, way = name.split("/")
         found = measured.get(name)
-        figures: Mapping[str, Any] = found if isinstance(found, dict) else score_map.figures
+        held_out = {**score_map.figures, "bins": score_map.bins}
+        figures: Mapping[str, Any] = found if isinstance(found, dict) else held_out
+        if name == SHOWN_MAP:
+            curve = _curve(figures.get("bins"))
         cells = [_cell(figures.get(key)) for key in ("ece", "ece@10", "precision", "recall")]
         rows.append(f"| {_WAYS[way]}, {RANKINGS[metric]} | {' | '.join(cells)} |")
     on = "the test queries" if measured else "held-out queries, five-fold"
@@ -40,7 +43,6 @@ def calibration_of(run: FinishedRun) -> list[str]:
         "a probability of .5 or more:",
         "\n".join(["| | error, all | error, first ten | precision | recall |", "|---|---|---|---|---|", *rows]),
     ]
-    curve = _curve(measured.get(_CURVE))
     if curve:
         parts.append("The first ten answers from text to image by AQD, by probability:")
         head = ["| answers | mean probability | relevant share |", "|---|---|---|"]
@@ -48,8 +50,7 @@ def calibration_of(run: FinishedRun) -> list[str]:
     return parts
 
 
-def _curve(found: Any) -> list[str]:
-    bins = found.get("bins") if isinstance(found, dict) else None
+def _curve(bins: Any) -> list[str]:
     rows = [row for row in bins if isinstance(row, list) and len(row) == 3] if isinstance(bins, list) else []
     return [
         f"| {count:,.0f} | {figure(predicted)} | {figure(observed)} |"

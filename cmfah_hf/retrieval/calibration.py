@@ -25,11 +25,14 @@ CALIBRATION_NAME = "calibration.json"
 # From the medium of the query to that of the items: images `i`, texts `t`.
 WAYS = ("t2i", "i2t", "i2i", "t2t")
 RELEVANCE = ("labels", "pairs")
+# The map whose reliability curve is shown to people.
+SHOWN_MAP = "aqd/t2i"
 
 _VERSION = 1
 _MOST_BYTES = 2**20
 _MOST_POINTS = 1024
 _FIGURES = 64
+_MOST_BINS = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +47,8 @@ class ScoreMap:
         items: The number of items that were searched where it was fitted.
         method: `"isotonic"` or `"logistic"`.
         figures: Figures of the fit by name, on held-out queries.
+        bins: The reliability curve of the first ten answers of these queries: rows of the number of answers, their mean
+            probability and the share that is relevant. Empty in files of earlier versions.
     """
 
     cosines: np.ndarray
@@ -51,6 +56,7 @@ class ScoreMap:
     items: int
     method: str
     figures: dict[str, Any] = field(default_factory=dict)
+    bins: list[list[float]] = field(default_factory=list)
 
     def __call__(self, cosines: Any) -> np.ndarray:
         """The probabilities of these cosines, in their shape, float64."""
@@ -111,6 +117,7 @@ class Calibration:
                 "method": one.method,
                 "items": one.items,
                 "figures": one.figures,
+                "bins": one.bins,
                 "cosines": np.round(one.cosines, 6).tolist(),
                 "probabilities": np.round(one.probabilities, 6).tolist(),
             }
@@ -185,9 +192,8 @@ def _parsed_map(name: str, content: Any) -> ScoreMap:
         raise _UnfitError(f"{name}: the number of items is {items!r:.40}")
     if not isinstance(content["method"], str) or not content["method"].isidentifier():
         raise _UnfitError(f"{name}: the method has no name")
-    return ScoreMap(
-        cosines_S, probabilities_S, items, content["method"][:40], _parsed_figures(name, content["figures"])
-    )
+    figures, bins = _parsed_figures(name, content["figures"]), _parsed_bins(name, content.get("bins", []))
+    return ScoreMap(cosines_S, probabilities_S, items, content["method"][:40], figures, bins)
 
 
 def _parsed_figures(name: str, figures: Any) -> dict[str, Any]:
@@ -198,3 +204,13 @@ def _parsed_figures(name: str, figures: Any) -> dict[str, Any]:
     if len(figures) > _FIGURES:
         raise _UnfitError(f"{name}: there are {len(figures)} figures")
     return dict(figures)
+
+
+def _parsed_bins(name: str, bins: Any) -> list[list[float]]:
+    """Bins are only shown: a number of answers, and two numbers in 0..1."""
+    if len(bins) > _MOST_BINS:
+        raise _UnfitError(f"{name}: there are {len(bins)} bins")
+    rows = np.array(bins, np.float64).reshape(len(bins), 3)
+    if not (np.isfinite(rows) & (rows >= 0)).all() or not (rows[:, 1:] <= 1).all():
+        raise _UnfitError(f"{name}: the bins are not numbers of answers and two shares in 0..1")
+    return rows.tolist()

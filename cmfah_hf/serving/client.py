@@ -1,20 +1,28 @@
 """A client of `cmfah serve`, without any library for models."""
 
+import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import httpx
+from PIL import Image
 
-from cmfah_hf.errors import QueryError, SearchServerError
+from cmfah_hf.errors import ImageError, QueryError, SearchServerError
 from cmfah_hf.retrieval.terms import Term
+from cmfah_hf.serving.limits import ServiceLimits
 from cmfah_hf.serving.protocol import API_HEADER, API_VERSION
 from cmfah_hf.space.hosts import is_loopback
+from cmfah_hf.space.uploads import FORMATS, open_upload
 
 # Seconds until a connection, and until a reply.
 _CONNECT_SECONDS, _REPLY_SECONDS = 10.0, 90.0
 _MOST_BYTES = 64 * 2**20
+# Pixels whose PNG is never larger than a server takes, of 3 bytes each before they are compressed.
+_LIMITS = ServiceLimits()
+_PNG_PIXELS = _LIMITS.image_bytes * 97 // 100 // 3
 
 
 class SearchClient:
@@ -73,7 +81,9 @@ class SearchClient:
 
         Args:
             where: Conditions as the command line writes them, such as `year=2024`.
-            terms: In place of `text`, weighted terms of one query. Their images are paths, bytes or open files.
+            terms: In place of `text`, weighted terms of one query. Their images are paths, bytes or open files. Those
+                of formats that a server does not read, or of more bytes than it takes, are decoded here and sent as
+                PNG, of at most 2.7 megapixels.
             paths: Whether each answer has the `path` of its image on the server.
 
         The other arguments are those of `CrossMediaRetriever.search`.
@@ -162,8 +172,38 @@ def _described(term: Term, images: list[bytes]) -> dict[str, Any]:
         return {"text": term.text, "weight": term.weight}
     from cmfah_hf.data.images.decoding import read_image_bytes
 
-    images.append(read_image_bytes(term.image, term.name))
+    content = read_image_bytes(term.image, term.name)
+    images.append(content if _is_taken(content) else _as_png(content, term.name))
     return {"image": len(images) - 1, "weight": term.weight}
+
+
+def _is_taken(content: bytes) -> bool:
+    """Whether servers with the default limits read an image file."""
+    try:
+        open_upload(content, _LIMITS.image_pixels, FORMATS)
+    except ImageError:
+        return False
+    return len(content) <= _LIMITS.image_bytes
+
+
+def _as_png(content: bytes, name: str) -> bytes:
+    """An image file of any installed format as PNG, without loss, and made smaller only beyond a server's limit.
+
+    Raises:
+        ImageError: If it cannot be decoded.
+    """
+    from cmfah_hf.data.images.decoding import decode_image
+    from cmfah_hf.models.image_modes import to_rgb
+
+    image = to_rgb(decode_image(io.BytesIO(content), name))
+    share = math.sqrt(_PNG_PIXELS / (image.width * image.height))
+    if share < 1:
+        width = min(max(1, int(image.width * share)), _PNG_PIXELS)
+        height = min(max(1, int(image.height * share)), _PNG_PIXELS // width)
+        image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3)
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def _are_hits(hits: Any) -> bool:

@@ -13,7 +13,7 @@ from cmfah_hf.space import html
 from cmfah_hf.space.loading import EngineLoader
 from cmfah_hf.space.page import DEFAULT_K, Page
 from cmfah_hf.space.settings import LONGEST_QUERY, MOST_RESULTS
-from cmfah_hf.space.uploads import FORMATS, MAX_BYTES, MAX_PIXELS, Uploads, read_upload
+from cmfah_hf.space.uploads import MAX_BYTES, MAX_PIXELS, Uploads, read_upload, upload_formats
 
 # Events replace answers, dialogs and regions, so the listeners are on their containers.
 _ANSWER_JS = """
@@ -82,7 +82,7 @@ watch('value', () => {
   if (pressed) pressed.focus();
 });
 """
-_UPLOADS = f"{', '.join(FORMATS)}; at most {MAX_BYTES // 2**20} MB and {MAX_PIXELS // 10**6} megapixels."
+_UPLOADS = f"{', '.join(upload_formats())}; at most {MAX_BYTES // 2**20} MB and {MAX_PIXELS // 10**6} megapixels."
 _WAIT = "The model is being loaded; the page fills by itself in a few seconds."
 
 

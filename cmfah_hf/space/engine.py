@@ -142,7 +142,7 @@ class Engine:
     def _keep_pairs(self) -> Iterator[Image.Image]:
         """Keeps a thumbnail and the text of each pair, and yields the image at full size."""
         for pair in read_pairs(self.settings):
-            self.images.add(pair.item_id, pair.image, pair.text, pair.file)
+            self.images.add(pair.item_id, pair.image, pair.text, pair.file, pair.place)
             yield pair.image
 
     def _open_index(self, path: Path) -> None:
@@ -150,7 +150,7 @@ class Engine:
         index = self.retriever.load_index(path, mmap=True)
         items = indexed_images(index, path)
         for item in items:
-            self.images.add_file(item.item_id, item.file, item.text)
+            self.images.add_file(item.item_id, item.file, item.text, item.place)
         self.retriever.images.add(index.codes[[item.row for item in items]], ids=range(len(items)))
 
     def _warm_up(self) -> None:

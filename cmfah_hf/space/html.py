@@ -104,7 +104,7 @@ def _line(engine: "Engine", row: int, score: str) -> str:
 
 
 def view(engine: "Engine", item_id: str, stamp: int) -> str:
-    """A dialog with one image in full, its id (of a folder, its path in it, maybe after its split) and its text.
+    """A dialog with one image in full, its id, its place below the folder of images if that is another, and its text.
 
     Args:
         engine: The images.
@@ -117,13 +117,16 @@ def view(engine: "Engine", item_id: str, stamp: int) -> str:
     """
     row = engine.row(item_id)
     name, text = escaped(item_id), escaped(engine.images.texts[row])
+    place = engine.images.places[row]
+    path = f'<p class="cm-note cm-place">{escaped(place)}</p>' if place not in (None, item_id) else ""
     buttons = "".join(
         f'<button type="button" data-do="{action}">{label}</button>' for action, label in _VIEW_BUTTONS.items()
     )
     return (
         f'<dialog class="cm-view" data-id="{name}" data-stamp="{stamp}" aria-label="{name}">'
         f'<img src="{engine.images.view(row)}" alt="{text or name}">'
-        f'<p class="cm-path">{name}</p><p class="cm-note">{text}</p><div class="cm-buttons">{buttons}</div></dialog>'
+        f'<p class="cm-path">{name}</p>{path}<p class="cm-note">{text}</p>'
+        f'<div class="cm-buttons">{buttons}</div></dialog>'
     )
 
 

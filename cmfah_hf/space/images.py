@@ -29,7 +29,9 @@ _KEPT_THUMBNAILS, _KEPT_VIEWS = 2000, 16
 
 
 class Images:
-    """Names, texts and pixels of images, in the order of their rows.
+    """Names, texts, places and pixels of images, in the order of their rows.
+
+    A place is the path below the folder of images, as the page shows it, or None if it is not known.
 
     Thumbnails are JPEG files in memory. Views are read from the image's own file when asked for; those of images
     without a file of their own are JPEG files in one temporary file, which vanishes with the process.
@@ -38,6 +40,7 @@ class Images:
     def __init__(self) -> None:
         self.ids: list[str] = []
         self.texts: list[str] = []
+        self.places: list[str | None] = []
         self._thumbnails: list[bytes | None] = []
         self._origins: list[Path | tuple[int, int] | None] = []  # a file, or a place in the temporary file
         self._spool = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the images are
@@ -47,7 +50,9 @@ class Images:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def add(self, item_id: str, image: Image.Image, text: str, file: Path | None = None) -> None:
+    def add(
+        self, item_id: str, image: Image.Image, text: str, file: Path | None = None, place: str | None = None
+    ) -> None:
         """Stores a thumbnail of a decoded image, and its view unless a file has it."""
         origin: Path | tuple[int, int] | None = file
         if file is None and max(image.size) > _SIDE:
@@ -55,15 +60,23 @@ class Images:
             origin = self._spool.seek(0, os.SEEK_END), len(content)
             self._spool.write(content)
             self._spool.flush()
-        self._append(item_id, text, _jpeg(image, _SIDE), origin)
+        self._append(item_id, text, place, _jpeg(image, _SIDE), origin)
 
-    def add_file(self, item_id: str, file: Path, text: str) -> None:
+    def add_file(self, item_id: str, file: Path, text: str, place: str | None = None) -> None:
         """Adds an image whose file is read when it is first shown."""
-        self._append(item_id, text, None, file)
+        self._append(item_id, text, place, None, file)
 
-    def _append(self, item_id: str, text: str, thumbnail: bytes | None, origin: Path | tuple[int, int] | None) -> None:
+    def _append(
+        self,
+        item_id: str,
+        text: str,
+        place: str | None,
+        thumbnail: bytes | None,
+        origin: Path | tuple[int, int] | None,
+    ) -> None:
         self.ids.append(item_id)
         self.texts.append(text)
+        self.places.append(place)
         self._thumbnails.append(thumbnail)
         self._origins.append(origin)
 

@@ -35,6 +35,7 @@ _UNREAD_SESSIONS = 256
 _MEASURED_CALLS, _NEVER = 32, 2**62
 _TIDY_SECONDS = 30.0
 _THIS_MACHINE = "127.0.0.1"
+_FIRST_PORT = 7860
 
 
 class UnreadAnswers(OrderedDict[str, "asyncio.Queue[Any]"]):
@@ -82,7 +83,8 @@ def serve(
         keep_on_error: If the model or the data cannot be used, keep serving a page that reports it.
         problem: A known error of the settings.
         block: Whether to serve until the process is interrupted.
-        announce: Takes a line with the address, as soon as the page answers, and one when searches do.
+        announce: Takes a line that says at once where the page will be, one with the address, as soon as the page
+            answers, and one when searches do.
 
     Returns:
         The Gradio app.
@@ -90,14 +92,15 @@ def serve(
     Raises:
         CMFAHError: If the model or the data cannot be used, or the port is taken.
     """
-    import gradio as gr
+    bound = host or os.environ.get("GRADIO_SERVER_NAME") or _THIS_MACHINE
+    announce(_start_of(bound, port))
+    import gradio as gr  # takes many seconds
 
     from cmfah_hf.space.app import build_app
 
     has_agents = settings.mcp and problem is None
     if has_agents:
         require_mcp()
-    bound = host or os.environ.get("GRADIO_SERVER_NAME") or _THIS_MACHINE
     hosts = AllowedHosts(bound, settings.hosts)
     uploads = Uploads(Path(gr.utils.get_upload_folder()).absolute() / "cmfah-space")
     loader = EngineLoader(settings, folder, problem)
@@ -133,7 +136,7 @@ def serve(
             css=(files("cmfah_hf.space") / "page.css").read_text(encoding="utf-8"),
         )
     except OSError as error:
-        where = port or os.environ.get("GRADIO_SERVER_PORT") or "7860 and those after it"
+        where = port or os.environ.get("GRADIO_SERVER_PORT") or f"{_FIRST_PORT} and those after it"
         raise CMFAHError(f"Cannot listen on port {where} ({error}); choose another with --port.") from error
     if has_agents and not app.mcp_server:
         app.close(verbose=False)
@@ -150,6 +153,15 @@ def serve(
     if block:
         app.block_thread()
     return app
+
+
+def _start_of(bound: str, port: int | None) -> str:
+    """The line on where the page will be, before the port is checked."""
+    name = f"[{bound}]" if ":" in bound else bound
+    if port is not None:
+        return f"The page starts at http://{name}:{port}/ and loads its libraries."
+    first = os.environ.get("GRADIO_SERVER_PORT") or _FIRST_PORT
+    return f"The page starts on {name}, at the first free port from {first}, and loads its libraries."
 
 
 def _guarding(app: "gr.Blocks", hosts: AllowedHosts, uploads: Uploads) -> Callable[[Any], Any]:

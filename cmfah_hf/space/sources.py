@@ -29,12 +29,15 @@ class Pair:
         image: The decoded RGB image.
         text: Empty if it has none.
         file: Its own file, or None if it came in a file of many, from an address, or was drawn.
+        place: The path of its file below the folder of the source, after the name of the source as in `item_id`; None
+            if there is none.
     """
 
     item_id: str
     image: Image.Image
     text: str
     file: Path | None = None
+    place: str | None = None
 
 
 def read_pairs(settings: SpaceSettings) -> Iterator[Pair]:
@@ -55,12 +58,15 @@ def _pairs(source: str, settings: SpaceSettings, prefix: str) -> Iterator[Pair]:
     if source == SCENES:
         yield from _scenes(settings.limit, prefix)
         return
+    from cmfah_hf.data import resolve_data_path
     from cmfah_hf.models.image_modes import to_rgb
 
     for item_id, value, text in _values(source, settings.split):
         name = prefix + item_id
         try:
-            yield Pair(name, to_rgb(decode_image(value, name)), text, _file_of(value))
+            file = _file_of(value)
+            place = None if file is None else place_below(file, resolve_data_path(source), prefix)
+            yield Pair(name, to_rgb(decode_image(value, name)), text, file, place)
         except ImageError as error:
             logger.warning("Left out: %s", error)
 
@@ -113,6 +119,12 @@ def _file_of(value: Any) -> Path | None:
     return None if value is None or "://" in str(value) else Path(value)
 
 
+def place_below(file: str | Path, folder: str | Path, prefix: str = "") -> str | None:
+    """The prefix and the path of a file below a folder; None if it is not there, so that no other path is shown."""
+    path, root = Path(os.path.abspath(file)), Path(os.path.abspath(folder))  # noqa: PTH100 - links are not followed
+    return prefix + path.relative_to(root).as_posix() if root in path.parents else None
+
+
 def _in_turn(iterators: Sequence[Iterator[T]]) -> Iterator[T]:
     """One value of each iterator in turn, until all have ended."""
     left = list(iterators)
@@ -151,12 +163,14 @@ def index_of(settings: SpaceSettings) -> Path | None:
 
 @dataclass(frozen=True)
 class IndexedImage:
-    """An image of an index: its row there, its id, its file, and its text if the index keeps a column `text`."""
+    """An image of an index: its row there, its id, its file, its text if the index keeps a column `text`, and the place
+    of its file below its folder, after the folder's name if ids begin with it; None if it is outside."""
 
     row: int
     item_id: str
     file: Path
     text: str
+    place: str | None
 
 
 def indexed_images(index: Any, path: Path) -> list[IndexedImage]:
@@ -177,8 +191,13 @@ def indexed_images(index: Any, path: Path) -> list[IndexedImage]:
         )
     ids = index.ids.tolist()
     texts = index.metadata["text"].to_pylist() if index.metadata and "text" in index.metadata.column_names else None
+    folders = [(root.path, root.id_of("")) for root in index.folders.roots]
+
+    def place_of(file: str) -> str | None:
+        return next(filter(None, (place_below(file, folder, prefix) for folder, prefix in folders)), None)
+
     items = [
-        IndexedImage(row, item_id, Path(file), str((texts[row] if texts else None) or ""))
+        IndexedImage(row, item_id, Path(file), str((texts[row] if texts else None) or ""), place_of(file))
         for row, (item_id, file) in enumerate(zip(ids, index.folders.paths_of(ids), strict=True))
         if file is not None and os.path.isfile(file)  # noqa: PTH113 - a name of any length
     ]

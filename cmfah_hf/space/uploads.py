@@ -11,9 +11,10 @@ import stat
 import threading
 import time
 import warnings
+from functools import cache
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, features
 
 from cmfah_hf.errors import ImageError
 
@@ -22,6 +23,9 @@ MAX_BYTES = 8 * 2**20
 MAX_PIXELS = 25_000_000
 # Only these formats are opened, because parsers of rare formats are the main risk of malformed files.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# Formats of phones, which are opened where their library is installed. Others that this package decodes stay out: a
+# JPEG XL file may take many times the memory that its size says, raw images take seconds, and SVG is a program.
+_OF_PHONES = ("HEIF", "AVIF")
 # Limits of all uploads together; the oldest are deleted first.
 MAX_TOTAL_BYTES = 128 * 2**20
 MAX_FILES = 512
@@ -164,25 +168,41 @@ def read_upload(content: bytes) -> Image.Image:
     return image
 
 
-def open_upload(content: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+@cache
+def upload_formats() -> tuple[str, ...]:
+    """The formats that are opened: `FORMATS`, and with their libraries HEIF and AVIF."""
+    from cmfah_hf.data.images.formats import register_formats
+
+    register_formats()
+    installed = {"HEIF": "HEIF" in Image.OPEN, "AVIF": features.check("avif")}
+    return (*FORMATS, *(name for name in _OF_PHONES if installed[name]))
+
+
+def open_upload(content: bytes, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None) -> Image.Image:
     """The header of an uploaded image, which is not decoded yet: its format and size are within the limits.
+
+    Args:
+        content: The file.
+        max_pixels: The most pixels of an image.
+        formats: The formats to open. None: `upload_formats`.
 
     Raises:
         ImageError: If it has another format, or more pixels.
     """
     from cmfah_hf.data.images.decoding import DAMAGED
 
+    formats = formats or upload_formats()
     try:
         with warnings.catch_warnings():
             # Replaces Pillow's own configurable limit, which is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            header = Image.open(io.BytesIO(content), formats=FORMATS)
+            header = Image.open(io.BytesIO(content), formats=formats)
             width, height = header.size
     except Image.DecompressionBombError as error:
         raise ImageError(_too_many_pixels(max_pixels)) from error
     except DAMAGED as error:
-        kinds = ", ".join(FORMATS[:-1])
-        raise ImageError(f"This file is not a readable image; send {kinds} or {FORMATS[-1]}.") from error
+        kinds = ", ".join(formats[:-1])
+        raise ImageError(f"This file is not a readable image; send {kinds} or {formats[-1]}.") from error
     if width * height > max_pixels:
         raise ImageError(_too_many_pixels(max_pixels, width, height))
     return header

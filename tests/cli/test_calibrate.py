@@ -5,6 +5,9 @@ import shutil
 
 import pytest
 
+from cmfah_hf.hub.finished_run import read_run
+from cmfah_hf.hub.model_card import make_model_card
+
 
 @pytest.fixture(scope="module")
 def model(trained, tmp_path_factory):
@@ -32,6 +35,14 @@ def test_answers_have_probabilities_once_a_model_is_calibrated(model, trained, c
     assert (done.code, done.document["relevance"], len(done.document["maps"])) == (0, "labels", 8)
     assert json.loads((model / "metrics.json").read_text(encoding="utf-8")) == figures  # of the former calibration
     assert 0 <= done.document["maps"]["aqd/t2i"]["ece@10"] <= 1
+    answers = [count for count, *_ in done.document["maps"]["aqd/t2i"]["bins"]]
+    assert answers
+    card = str(make_model_card(read_run(model), "org/model")).splitlines()
+    start = card.index("| answers | mean probability | relevant share |") + 2
+    assert [line.split()[1] for line in card[start : start + len(answers)]] == [f"{count:,.0f}" for count in answers]
+    table = cmfah("calibrate", model, trained.scenes, "--split", "train").out.splitlines()[-len(answers) - 1 :]
+    assert table[0].split() == ["answers", "mean", "probability", "relevant", "share"]
+    assert [line.split()[0] for line in table[1:]] == [f"{count:.0f}" for count in answers]
     hits = cmfah(*search, "--json").document["results"]
     assert [hit["id"] for hit in hits] == [hit["id"] for hit in bare.document["results"]]
     probabilities = [hit["probability"] for hit in hits]

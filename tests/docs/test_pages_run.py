@@ -112,7 +112,9 @@ def test_the_lists_have_no_unused_entries():
     "line",
     [
         "cmfah index my-model --no-such-option",
-        "cmfah train hub_configs/cmfah-scenes.yaml --no_such_field 3",
+        "cmfah train cmfah-scenes --no_such_field 3",
+        "cmfah train cmfah-gone --output_dir x",
+        "cmfah experiment run experiments/gone --output x",
         "cmfah no-such-command",
         "accelerate launch train.py hub_configs/gone.yaml",
         "accelerate launch --no-such-option train.py hub_configs/cmfah-scenes.yaml",

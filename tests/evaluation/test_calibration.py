@@ -1,5 +1,7 @@
 """Calibration: reliability against scikit-learn and plain loops, maps against scikit-learn, and fits on drawn codes."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -100,6 +102,15 @@ def test_maps_are_monotone_and_never_certain(given_counts):
         assert ((points >= -1) & (points <= 1)).all()
 
 
+def test_maps_of_a_single_cosine_are_monotone():
+    cosines = np.linspace(-1, 1, 40)
+    for place, count in itertools.product(range(40), (3, 7, 49)):
+        counts = np.zeros(40)
+        counts[place] = count  # the mean differs from the cosine by an error of rounding, or not
+        points, _ = logistic_points(cosines, counts, counts / 2)
+        assert (np.diff(points) > 0).all(), (place, count)
+
+
 def test_maps_match_scikit_learn():
     rng = np.random.default_rng(1)
     cosines = np.linspace(-1, 1, 81)
@@ -176,6 +187,11 @@ def test_a_fit_is_right_on_other_pairs_and_a_wrong_map_is_not():
     calibration = fit_calibration("model", 16, drawn_pairs(400, 1))
     assert calibration.relevance == "labels"
     assert len(calibration.maps) == 8
+    for score_map in calibration.maps.values():  # five-fold, on the same answers as its error
+        answers, predicted, observed = np.array(score_map.bins).T
+        assert answers.sum() == pytest.approx(4000)
+        error = answers @ np.abs(predicted - observed) / answers.sum()
+        assert error == pytest.approx(score_map.figures["ece@10"], abs=1e-4)
     others = drawn_pairs(300, 5)
     measured = measure_calibration(calibration, others)
     for name, figures in measured.items():

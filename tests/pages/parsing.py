@@ -28,6 +28,7 @@ def parse_cmfah(words: list[str], folder: Path | None = None) -> None:
     """Parses with the application down to the subcommand; the remaining words of `train` with the parser of a run."""
     from cmfah_hf.cli import app
     from cmfah_hf.training import parse_run
+    from cmfah_hf.training.settings.bundled import GRIDS, find_configuration
 
     command, name, words = typer.main.get_command(app), "cmfah", list(words)
     while hasattr(command, "commands"):  # a group
@@ -37,8 +38,10 @@ def parse_cmfah(words: list[str], folder: Path | None = None) -> None:
     context = command.make_context(name, words)
     if context.info_name == "train":
         # The launch files and data need not exist; the settings must.
-        own = Path(context.params["config"])  # of the page, or of the project
-        parse_run(own if own.is_file() else ROOT / own, list(context.args))
+        own = Path(context.params["config"])  # a file of the page or of the project, or a name
+        parse_run(own if own.is_file() or not (ROOT / own).is_file() else ROOT / own, list(context.args))
+    if context.info_name == "run":  # a grid
+        find_configuration(context.params["grid"], GRIDS)
 
 
 def _python(words: list[str], folder: Path) -> None:

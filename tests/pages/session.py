@@ -22,7 +22,7 @@ from pages.parsing import parse_cmfah
 # Words appended to a command, so that it takes a second and not an hour.
 SMALLER = {
     "cmfah train": "--num_train_epochs 1 --refit false --use_cpu true --disable_tqdm true",
-    "cmfah train hub_configs/methods": "--image_size 64",  # for VGG19, which takes 224
+    "cmfah train methods": "--image_size 64",  # for VGG19, which takes 224
     "cmfah calibrate": "--split train",  # there are 12 query pairs, and 20 are needed
     "cmfah demo": "--train-scenes 32 --query-scenes 8 --epochs 1",
 }
@@ -30,8 +30,8 @@ SMALLER = {
 DEFAULTS = {"cmfah train": ("--dataset", "my-images")}
 # Replaced words of commands, and why.
 INSTEAD = {
-    "hub_configs/cmfah-photographs.yaml": "hub_configs/cmfah-scenes.yaml",  # would download VGG19's weights
-    "hub_configs/paper/cmfah-mirflickr.yaml": "hub_configs/cmfah-scenes.yaml",  # the same, and Wikipedia
+    "cmfah-photographs": "cmfah-scenes",  # would download VGG19's weights
+    "paper/cmfah-mirflickr": "cmfah-scenes",  # the same, and Wikipedia
     "scenes": "my-images",  # would draw 2,300 images
     "2000": "8",  # queries
     "10000": "14",  # training pairs

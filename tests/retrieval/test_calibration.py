@@ -10,7 +10,10 @@ from cmfah_hf.errors import CheckpointError, QueryError
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
 from cmfah_hf.retrieval.calibration import CALIBRATION_NAME, Calibration, ScoreMap, cosines_of
 
-CURVE = ScoreMap(np.array([-0.5, 0.0, 0.25, 0.75]), np.array([0.0, 0.25, 0.5, 1.0]), 40, "isotonic", {"ece": 0.02})
+BINS = [[30.0, 0.04, 0.05], [10.5, 0.9, 1.0]]
+CURVE = ScoreMap(
+    np.array([-0.5, 0.0, 0.25, 0.75]), np.array([0.0, 0.25, 0.5, 1.0]), 40, "isotonic", {"ece": 0.02}, BINS
+)
 TEXTS = ["boat sun", "tree house"]
 
 
@@ -43,9 +46,20 @@ def test_a_file_keeps_everything(tmp_path):
     )
     for score_map in again.maps.values():
         assert (score_map.items, score_map.method, score_map.figures) == (40, "isotonic", {"ece": 0.02})
+        assert score_map.bins == BINS
         np.testing.assert_array_equal(score_map.cosines, CURVE.cosines)
         np.testing.assert_array_equal(score_map.probabilities, CURVE.probabilities)
     assert again.maps["aqd/t2i"]([-1, 0.125, 1]).tolist() == [0, 0.375, 1]
+
+
+def test_a_file_without_bins_is_read(tmp_path):
+    path = tmp_path / CALIBRATION_NAME
+    calibration("0f").save(path)
+    document = json.loads(path.read_text(encoding="utf-8"))
+    for one in document["maps"].values():
+        del one["bins"]
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert [one.bins for one in Calibration.load(path).maps.values()] == [[], []]
 
 
 def damaged(change):
@@ -79,6 +93,11 @@ def damaged(change):
         (damaged(lambda whole, one: one.update(method="| x")), "no name"),
         (damaged(lambda whole, one: one.update(figures={"ece": float("inf")})), "no finite number"),
         (damaged(lambda whole, one: one.update(figures=[1])), "another type"),
+        (damaged(lambda whole, one: one.update(bins=[[1, 2]])), "another type"),
+        (damaged(lambda whole, one: one.update(bins=3)), "another type"),
+        (damaged(lambda whole, one: one.update(bins=[[1, 2, 0.5]])), "shares in 0..1"),
+        (damaged(lambda whole, one: one.update(bins=[[float("nan"), 0.5, 0.5]])), "shares in 0..1"),
+        (damaged(lambda whole, one: one.update(bins=[[1, 0.5, 0.5]] * 101)), "101 bins"),
     ],
 )
 def test_damaged_files_are_refused_in_one_line(make, reason, tmp_path):

@@ -1,16 +1,22 @@
 """`cmfah search --server`, and servers that are none."""
 
+import io
 import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
+from image_files import image, image_file
+from PIL import Image
 
 from cmfah_hf.cli import main
-from cmfah_hf.errors import QueryError, SearchServerError
+from cmfah_hf.errors import ImageError, QueryError, SearchServerError
 from cmfah_hf.retrieval import Term
 from cmfah_hf.serving import SearchClient, ServedRetriever
+from cmfah_hf.serving.client import _described
+from cmfah_hf.serving.limits import ServiceLimits
 from serving.servers import running
 
 ANSWER = {
@@ -102,6 +108,23 @@ def test_a_server_that_does_not_answer():
         client.search("boat")
 
 
+def test_an_image_that_no_server_takes_is_sent_as_png_within_its_limits():
+    limits, noise = ServiceLimits(), Image.effect_noise((2500, 2000), 90)
+    file, images = io.BytesIO(), []
+    noise.convert("RGB").save(file, "BMP")  # 15 MB
+    for content in (image_file("tif"), image_file("png"), file.getvalue()):
+        _described(Term(image=content), images)
+    assert images[1] == image_file("png")  # a server reads it
+    whole, _, reduced = (Image.open(io.BytesIO(content)) for content in images)
+    assert (whole.format, reduced.format) == ("PNG", "PNG")
+    assert np.array_equal(np.asarray(whole), np.asarray(image()))
+    assert len(images[2]) <= limits.image_bytes
+    assert reduced.width / reduced.height == pytest.approx(1.25, abs=0.01)
+    assert reduced.width * reduced.height > 2_500_000
+    with pytest.raises(ImageError, match="not an image in a format"):
+        _described(Term(image=b"nonsense"), images)
+
+
 @pytest.fixture
 def cmfah(capsys, monkeypatch):
     """A function that runs a command in this process, and returns its exit code and both outputs."""
@@ -123,9 +146,13 @@ def test_the_command_prints_the_same_as_without_a_server(trained, retriever, sce
     retriever.images.save(index)
     image.write_bytes(scenes[3])
     (tmp_path / "token").write_text(token, encoding="utf-8")
+    others = [tmp_path / f"q.{ending}" for ending in ("tif", "heic", "jxl")]  # the server does not read all of these
+    for path in others:
+        path.write_bytes(image_file(path.suffix[1:]))
     with running(ServedRetriever(retriever), token) as own:
         server = ["--server", own.url, "--token-file", tmp_path / "token"]
         for query in (
+            *(["--image", path, "--json"] for path in others),
             ["--text", "boat sun qqqq", "-k", "3", "--json"],
             ["--text", "boat", "--not", "sun", "--image", f"{image}:0.5", "--image-weight", "0.7", "--json"],
             ["--image", image, "--metric", "hamming", "--where", "year=2023", "--json"],

@@ -109,6 +109,10 @@ def serving(folder: Path, *options: str) -> Iterator[Served]:
     begin = time.monotonic()
     process = start(command, folder, log, space_environment(folder) | {"PYTHONPATH": str(ROOT)})
     try:
+        # Before the libraries of the page are loaded, and so before it answers.
+        starting = rf"^The page starts at http://127\.0\.0\.1:{port}/ and loads its libraries\.$"
+        assert wait_for(log, starting, process)
+        assert not _responds(f"http://127.0.0.1:{port}/")
         while not _responds(f"http://127.0.0.1:{port}/"):
             assert process.poll() is None, log.read_text(encoding="utf-8")
             assert time.monotonic() < begin + 200, log.read_text(encoding="utf-8")

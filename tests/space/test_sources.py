@@ -93,6 +93,7 @@ def test_an_image_is_shown_in_full_from_its_file_or_its_data_set(trained, photos
     assert size_of(engine.images.view(row)) == (1280, 640)
     shown = html.view(engine, "cam-2/trip/4.jpg", 1)
     assert '<p class="cm-path">cam-2/trip/4.jpg</p>' in shown
+    assert "cm-place" not in shown
     assert str(tmp_path) not in shown
     with pytest.raises(QueryError, match="Unknown image"):
         html.view(engine, str(photos[1] / "trip" / "4.jpg"), 1)
@@ -104,6 +105,20 @@ def test_an_image_is_shown_in_full_from_its_file_or_its_data_set(trained, photos
     write_pairs(parquet, [Image.new("RGB", (900, 1800), "teal"), Image.new("RGB", (100, 200), "red")])
     engine = engine_of(trained, parquet)
     assert [size_of(engine.images.view(row)) for row in range(2)] == [(640, 1280), (100, 200)]
+
+
+def test_the_path_of_an_opened_image_is_shown_if_metadata_give_another_id(trained, photos, index_of, tmp_path):
+    for folder, numbers in zip(photos, (range(4), range(4, 6)), strict=True):
+        rows = [f"{number},trip/{number}.jpg,a trip" for number in numbers]
+        (folder / "metadata.csv").write_text("\n".join(["id,file_name,text", *rows]), encoding="utf-8")
+    for source, item_id, place in (
+        (photos[:1], "2", "trip/2.jpg"),
+        (photos, "cam-2/5", "cam-2/trip/5.jpg"),
+        ([index_of(*photos)], "cam1/5", "cam1/trip/5.jpg"),
+    ):
+        shown = html.view(engine_of(trained, *source), item_id, 1)
+        assert f'<p class="cm-path">{item_id}</p><p class="cm-note cm-place">{place}</p>' in shown
+        assert str(tmp_path) not in shown
 
 
 def test_an_index_is_searched_whole_without_encoding(trained, retriever, photos, index_of, caplog, monkeypatch):

@@ -8,10 +8,21 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from image_files import SIZE, image_file
 from PIL import Image
 
 from cmfah_hf.errors import ImageError
-from cmfah_hf.space.uploads import FORMATS, KEPT_SECONDS, MAX_BYTES, MAX_PIXELS, Uploads, read_upload
+from cmfah_hf.space.uploads import (
+    KEPT_SECONDS,
+    MAX_BYTES,
+    MAX_PIXELS,
+    Uploads,
+    open_upload,
+    read_upload,
+    upload_formats,
+)
+
+FORMATS = upload_formats()
 
 
 def encoded(image: Image.Image, kind: str, **settings) -> bytes:
@@ -53,6 +64,15 @@ def test_a_photograph_is_rotated_upright_and_reduced(upload):
     assert image.height / image.width == pytest.approx(1.5, abs=0.01)
 
 
+def test_images_of_phones_are_read_within_the_same_limits():
+    assert FORMATS[-2:] == ("HEIF", "AVIF")  # the tests have their libraries
+    for ending in ("heic", "avif"):
+        content = image_file(ending)
+        assert read_upload(content).size == SIZE
+        with pytest.raises(ImageError, match=r"48 x 32 pixels; send one of at most 0\.001 megapixels"):
+            open_upload(content, max_pixels=1000)
+
+
 def test_a_bomb_is_refused_by_its_header(upload):
     side = 10_000  # 100 megapixels of one bit each: 12 kB as a file
     bomb = encoded(Image.new("1", (side, side)), "PNG")
@@ -75,11 +95,15 @@ def test_a_bomb_is_refused_by_its_header(upload):
         (b"", "not a readable image"),
         (b"nonsense", "not a readable image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", "not a readable image"),
-        (encoded(Image.new("RGB", (8, 8)), "TIFF"), "not a readable image"),
+        (
+            encoded(Image.new("RGB", (8, 8)), "TIFF"),
+            "send JPEG, PNG, WEBP, GIF, BMP, HEIF or AVIF",
+        ),
+        *((image_file(ending), "not a readable image") for ending in ("jxl", "svgz", "dng", "jp2")),
         (encoded(Image.effect_noise((300, 300), 90), "PNG")[:9000], "damaged or cut short"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * MAX_BYTES, "larger than 8 MB"),
     ],
-    ids=["empty", "text", "svg", "tiff", "cut", "long"],
+    ids=["empty", "text", "svg", "tiff", "jxl", "svgz", "dng", "jp2", "cut", "long"],
 )
 def test_other_contents_are_refused_without_a_path(upload, content, reason, tmp_path):
     with pytest.raises(ImageError, match=reason) as refused:

@@ -14,6 +14,8 @@ from dual_encoders import write_dual_encoder
 from PIL import Image
 
 from cmfah_hf.errors import CheckpointError, DataError
+from cmfah_hf.hub.finished_run import read_run
+from cmfah_hf.hub.model_card import make_model_card
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
 from cmfah_hf.retrieval.folders import folder_index_path, update_folder_index
 from cmfah_hf.space import SpaceSettings, charts, html
@@ -216,6 +218,10 @@ def test_texts_of_a_data_set_help_to_fit(encoder, tmp_path):
     assert [codes.shape for codes in done.choice.held_out_codes] == [(22, 8)] * 2
     retriever = CrossMediaRetriever.from_pretrained(tmp_path / "model", index=True)
     assert (retriever.calibration.relevance, retriever.calibration.model) == ("pairs", retriever.fingerprint)
+    assert retriever.calibration.maps["aqd/t2i"].bins
+    card = str(make_model_card(read_run(tmp_path / "model"), "org/model"))
+    assert "held-out queries, five-fold" in card
+    assert "| answers | mean probability | relevant share |" in card
     found = retriever.search(text="a bird", k=110)
     assert ((found.probabilities >= 0) & (found.probabilities <= 1)).all()
     without = compress(str(encoder), images, tmp_path / "other", bits=8, use_texts=False)
