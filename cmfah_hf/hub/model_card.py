@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # What a model learned from, by the similarity of its training pairs.
 _LEARNED_FROM = {
     "labels": "the labels of the data above",
-    "tags": "the words of the texts above that overlap",
+    "tags": "overlaps of the words of the texts above",
     "pairs": "the pairs of the data above",
     "embeddings": "the vectors of the encoder and the pairs of the data above",
 }

@@ -59,6 +59,8 @@ _Row = tuple[str, dict[str, Any]]
 RESULT_NAME = "metrics.json"
 # Images whose codes are computed at once from their kept vectors.
 _PORTION = 10_000
+# Unreadable images that warnings name; the others are counted, and all of them are in the result.
+_MOST_NAMED = 10
 # Below it, the center of the texts of a file depends too much on which ones they are.
 _FEW_TEXTS = 100
 
@@ -221,11 +223,16 @@ class _Reading:
                     self._add(batch)
                     shown.update(len(batch.items))
             self.records = {item_id: self.records[item_id] for item_id in ids if item_id in self.records}  # in order
+        if unreadable := len(self.done.left_out):
+            named = f"; the first {_MOST_NAMED} are named above" if unreadable > _MOST_NAMED else ""
+            whole = unreadable + self.done.images
+            logger.warning("Left out %d of %d images, because they cannot be read%s.", unreadable, whole, named)
 
     def _add(self, batch: PreparedBatch[list[_Row], ImageError | None]) -> None:
         for error in filter(None, batch.notes):
-            logger.warning("Left out: %s", error)
             self.done.left_out.append(str(error))
+            if len(self.done.left_out) <= _MOST_NAMED:
+                logger.warning("Left out: %s", error)
         if batch.pixel_values is None:
             return
         sound = [row for row, error in zip(batch.items, batch.notes, strict=True) if error is None]
