@@ -7,12 +7,13 @@
 Without `--encoder` and without the environment variable CMFAH_DUAL_ENCODER, the small CLIP of small_clip.py is trained
 first. Codes are fitted on unlabeled scenes; texts and images of other scenes rank each other. `--trained` names a
 folder with models that were trained from the encoder, such as that of `cmfah experiment run`. Writes `retention.json`,
-`retention.png`, and the vectors, which a second run reads.
+`retention-map.png`, `retention-recall-10.png`, and the vectors, which a second run with the same encoder reads.
 
 Shapes: `N` scenes, `Q` queries (all scenes of one modality), `E` width of the vectors, `K` bits.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -27,7 +28,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cmfah_hf.atomic import write_text
+from cmfah_hf.atomic import sha256_of, write_text
 from cmfah_hf.data.scenes import make_scenes
 from cmfah_hf.errors import CMFAHError
 from cmfah_hf.evaluation.levels import score_levels
@@ -39,6 +40,7 @@ from cmfah_hf.hub.model_folder import METRICS_NAME
 from cmfah_hf.methods.closed_form import Choice, CodeFitter, random_rotation, unit_vectors
 from cmfah_hf.retrieval import CrossMediaRetriever
 from cmfah_hf.training.dual_encoders import load_dual_encoder, text_vectors
+from cmfah_hf.training.encoder_sources import located
 from cmfah_hf.training.phrases import PHRASES
 
 BITS = (16, 32, 64, 128, 256)
@@ -121,10 +123,11 @@ class Vectors:
 
     def __init__(self, encoder: str | Path, folder: Path):
         self.encoder, self.folder = str(encoder), folder
+        self._name = f"vectors-{Path(encoder).name}-{digest_of(self.encoder)}"
 
     def scenes(self, seed: int, count: int) -> Scenes:
         """The first scenes of a seed."""
-        path = self.folder / f"vectors-{Path(self.encoder).name}-{seed}-{count}.npz"
+        path = self.folder / f"{self._name}-{seed}-{count}.npz"
         if not path.is_file():
             self._encode(path, seed, count)
         with np.load(path) as arrays:
@@ -132,7 +135,7 @@ class Vectors:
 
     def phrases(self) -> np.ndarray:
         """The vectors of everyday phrases, `(N, E)`, as a compression without texts uses them."""
-        path = self.folder / f"vectors-{Path(self.encoder).name}-phrases.npy"
+        path = self.folder / f"{self._name}-phrases.npy"
         if not path.is_file():
             model, processor = load_dual_encoder(self.encoder, bits=8, link=False)
             np.save(path, text_vectors(model, processor, list(PHRASES)))
@@ -145,6 +148,17 @@ class Vectors:
         images_NE, texts_NE = encode(self.encoder, data)
         print(f"{count} scenes encoded in {time.perf_counter() - start:.0f} s", file=sys.stderr)  # noqa: T201
         np.savez(path, images=images_NE, texts=texts_NE, relevant=relevance(data["labels"]))
+
+
+def digest_of(encoder: str) -> str:
+    """A digest of the files of an encoder in a folder, or of its commit on the Hub, 12 hexadecimal digits."""
+    digest, folder = hashlib.sha256(), Path(encoder)
+    if folder.is_dir():
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            digest.update(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n".encode())
+    else:
+        digest.update(f"{encoder} {located(encoder, dual=True).get('revision')}".encode())
+    return digest.hexdigest()[:12]
 
 
 def rows(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import AutoModel, BertConfig, PreTrainedConfig, PreTrainedTokenizerFast, ViTConfig
+from transformers import AutoModel, BertConfig, BertModel, PreTrainedConfig, PreTrainedTokenizerFast, ViTConfig
 
 _VISION = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
@@ -70,6 +70,15 @@ def write_dual_encoder(family: str, folder: Path, seed: int = 0) -> Path:
     else:
         image_processor = transformers.ViTImageProcessor(size={"height": size, "width": size})
     image_processor.save_pretrained(folder)
+    return folder
+
+
+def write_text_model(folder: Path) -> Path:
+    """Saves a BERT of two layers and sixteen positions with its tokenizer."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(**sizes, vocab_size=300, max_position_embeddings=16)).save_pretrained(folder)
+    _tokenizer(*_BERT).save_pretrained(folder)
     return folder
 
 

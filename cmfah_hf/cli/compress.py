@@ -77,8 +77,9 @@ def compress(
         if figures["by_partner"]
         else "share of the encoder's 10 nearest"
     )
+    unreadable = f", {len(done.left_out):,} left out as unreadable" if done.left_out else ""
     print_table(
-        f"{output}: {done.images:,} images in {bits // 8} bytes each; {compared}",
+        f"{output}: {done.images:,} images in {bits // 8} bytes each{unreadable}; {compared}",
         ["code", "AQD", "Hamming"],
         rows("candidates"),
     )

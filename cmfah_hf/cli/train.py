@@ -50,6 +50,7 @@ def train(
     another method are listed by `cmfah train --method NAME --help`.
     """
     from cmfah_hf.cli.output import print_figures, print_json, print_table, say
+    from cmfah_hf.hub.card_figures import OTHER_DATABASES
     from cmfah_hf.training import parse_run
     from cmfah_hf.training import train as run_training
 
@@ -76,5 +77,8 @@ def train(
     print_table(f"Trained: {run.training.output_dir}", ["", "value"], rows)
     if "query" in metrics:
         print_figures("Test queries, one modality at a time", metrics["query"])
+    for name, database in OTHER_DATABASES.items():
+        if name in metrics:
+            print_figures(f"The same queries against {database}", metrics[name])
     if "pairs" in metrics:
         print_figures("The other half of each pair, among the test queries", metrics["pairs"])

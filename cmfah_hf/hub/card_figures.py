@@ -9,6 +9,12 @@ from cmfah_hf.hub.finished_run import ATTENTION_PLOT, DRAWN, FinishedRun
 
 RANKINGS = {"hamming": "Hamming", "aqd": "AQD"}
 WAYS = {"i2t": "image to text", "t2i": "text to image"}
+# Further databases of the test queries, by the name of their figures in `metrics.json`.
+OTHER_DATABASES = {
+    "query_seen": "the training pairs",
+    "query_pair": "codes of pairs, each of an image with its text",
+    "query_learnt": "the training pairs' codes of the fit, which has seen their labels",
+}
 
 _FLOAT = "float"
 _OF_PAIRS = {
@@ -38,12 +44,15 @@ def figures_of(run: FinishedRun, dataset_id: str | None, files: set[str]) -> lis
         parts.append(_protocol(run, dataset_id))
     if query:
         parts.append(_by_labels(query))
+    for name, database in OTHER_DATABASES.items():
+        if metrics.get(name):
+            parts += [f"The same queries against {database}:", _by_labels(metrics[name])]
     if pairs:
         parts += _of_pairs(pairs)
     if any(name.startswith(f"{_FLOAT}/") for name in (*query, *pairs)):
         parts.append("In parentheses: the share of the figure of the encoder's own vectors, which take more memory.")
     if not (query or pairs or is_compressed(run)):
-        parts.append(_without_queries(metrics))
+        parts.append(_without_queries(run))
     if "plots/precision_at_k.png" in files:
         parts.append("![Precision at k, both directions and rankings](plots/precision_at_k.png)")
     if ATTENTION_PLOT in files:
@@ -54,13 +63,23 @@ def figures_of(run: FinishedRun, dataset_id: str | None, files: set[str]) -> lis
     return parts
 
 
-def _without_queries(metrics: Mapping[str, Any]) -> str:
+def _without_queries(run: FinishedRun) -> str:
+    metrics = run.metrics
     if metrics.get("validation") is None:
         return "The run has no metrics."
+    pairs = "pairs, which selected the epoch," if selects_epoch(run) else "pairs"
     return (
-        f"On the validation pairs, which selected the epoch, the mean MAP of both directions is "
-        f"{figure(metrics['validation'])}. Test queries were not measured."
+        f"On the validation {pairs} the mean MAP of both directions is {figure(metrics['validation'])}. Test queries "
+        "were not measured."
     )
+
+
+def selects_epoch(run: FinishedRun) -> bool:
+    """Whether the validation pairs chose the epoch; older runs record it only in their settings."""
+    recorded = run.metrics.get("epoch_by")
+    if recorded is not None:
+        return recorded == "validation"
+    return (run.settings.get("training") or {}).get("load_best_model_at_end", True) is not False
 
 
 def _by_labels(query: Mapping[str, Any]) -> str:
@@ -142,11 +161,9 @@ def _protocol(run: FinishedRun, dataset_id: str | None) -> str:
         data = f"Data: {where}, drawn by code, with noisy tags."
     if metrics.get("train_pairs"):
         data += f" {metrics['train_pairs']:,} training pairs"
-        data += (
-            f", {metrics['validation_pairs']:,} validation pairs that selected the epoch"
-            if metrics.get("validation_pairs")
-            else ""
-        )
+        if metrics.get("validation_pairs"):
+            data += f", {metrics['validation_pairs']:,} validation pairs"
+            data += " that selected the epoch" if selects_epoch(run) else ""
         data += "; then the model was trained on all of them." if metrics.get("refit") else "."
     if not query:
         return data
@@ -161,7 +178,7 @@ def _protocol(run: FinishedRun, dataset_id: str | None) -> str:
 
 def code(name: str | None) -> str:
     """An untrusted name as inline code."""
-    plain = re.sub(r"[^\w .:+@()/-]", "_", str(name))[:100]
+    plain = re.sub(r"[^\w .,:+@()/-]", "_", str(name))[:100]
     return f"`{plain}`"
 
 

@@ -7,16 +7,20 @@ the values that it wrote itself.
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cmfah_hf.data.dataset_card import CARD_NAME
-from cmfah_hf.documents import parse_yaml
+from cmfah_hf.documents import parse_yaml, read_bytes
 from cmfah_hf.errors import HubError
+
+logger = logging.getLogger(__name__)
 
 # The file for a push's card if the card on the Hub is a person's.
 SEPARATE_NAME = "README.cmfah-hf.md"
@@ -60,6 +64,23 @@ def metadata_of(card: str, where: str = CARD_NAME) -> dict[str, Any]:
     if found is not None and not isinstance(found, dict):
         raise HubError(f"{where}: the header between the lines --- is not a YAML mapping; correct it.")
     return found or {}
+
+
+def license_in(card: Path) -> str | None:
+    """The license that the card of a model or data set names, with its link if it has one.
+
+    None if it names none, or if its header is no YAML, with a warning.
+    """
+    try:
+        head = metadata_of(read_bytes(card, HubError).decode("utf-8", "replace"), str(card))
+    except HubError as error:
+        logger.warning("%s Its license is unknown.", error)
+        return None
+    named, link = head.get("license_name") or head.get("license"), head.get("license_link")
+    if named is None:
+        return None
+    names = ", ".join(map(str, named)) if isinstance(named, list) else str(named)
+    return f"{names} ({link})" if link else names
 
 
 def merged(theirs: bytes, ours: str, former: Mapping[str, Any] | None) -> Merged:

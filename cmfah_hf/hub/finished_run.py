@@ -1,6 +1,5 @@
 """Publishable content of a run's folder: regular files, without paths of this machine."""
 
-import logging
 import ntpath
 import re
 import stat
@@ -12,11 +11,9 @@ from typing import Any
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.documents import file_of, read_bytes, read_json, read_yaml
-from cmfah_hf.errors import CheckpointError, HubError
-from cmfah_hf.hub.cards import metadata_of
+from cmfah_hf.errors import CheckpointError
+from cmfah_hf.hub.cards import license_in
 from cmfah_hf.retrieval.calibration import CALIBRATION_NAME, Calibration
-
-logger = logging.getLogger(__name__)
 
 SETTINGS_NAME, METRICS_NAME = "run.yaml", "metrics.json"
 ATTENTION_PLOT = "plots/attention.png"
@@ -25,7 +22,10 @@ WORDS = tuple(f"{stem}.{end}" for stem in ("expander", "knowledge", "skip_gram")
 # Synthetic data sets.
 DRAWN = ("scenes", "cluttered-scenes")
 # Settings that can be local paths.
-_PLACES = ("dataset", "backbone_weights", "knowledge", "word_corpus", "words_from")
+_PLACES = (
+    *("dataset", "backbone_weights", "knowledge", "word_corpus", "words_from"),
+    *("backbone", "text_backbone", "dual_encoder", "_name_or_path", "name_or_path"),
+)
 # Personal and machine-specific settings, in files not written by `cmfah train`.
 _PERSONAL = re.compile(r"hub_.*|trackio_.*|.*_token|token|.*_dir|run_name|project")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
@@ -35,7 +35,7 @@ _LARGEST_PLOT = 32 * 2**20
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A finished run: the files to push and the content of its card. Settings and metrics have no local paths."""
+    """A finished run: the files to push and the content of its card. What was read from files has no local paths."""
 
     folder: Path
     settings: dict[str, dict[str, Any]]  # the sections of `run.yaml`
@@ -70,7 +70,7 @@ def read_run(folder: Path, metrics: Mapping[str, Any] | None = None) -> Finished
     license = _license_of(given if isinstance(given, str) else None)
     if isinstance(given, str) and not (dataset_id and given.startswith("hf://")):
         settings["data"]["dataset"] = dataset_id or dataset or last_part(given) or "data"
-    settings, figures = without_places(settings), without_places(figures)
+    settings, figures, config = (without_places(each) for each in (settings, figures, config))
     return FinishedRun(folder, settings, figures, config, files, dataset, dataset_id, license, calibration)
 
 
@@ -168,13 +168,4 @@ def _license_of(dataset: str | None) -> str | None:
     if not _is_there(dataset):
         return None
     card = file_of(resolve_data_path(dataset) / CARD_NAME)
-    if card is None:
-        return None
-    try:
-        head = metadata_of(read_bytes(card, HubError).decode("utf-8", "replace"), str(card))
-    except HubError as error:
-        logger.warning("%s The model's card does not name the data's license.", error)
-        return None
-    named = head.get("license_name") or head.get("license")
-    link = head.get("license_link")
-    return None if named is None else f"{named} ({link})" if link else str(named)
+    return None if card is None else license_in(card)

@@ -6,15 +6,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cmfah_hf.hub.card_calibration import calibration_of
-from cmfah_hf.hub.card_figures import RANKINGS, WAYS, code, figures_of, is_compressed
+from cmfah_hf.hub.card_encoders import base_models, encoder_rows, place_of_weights
+from cmfah_hf.hub.card_figures import RANKINGS, WAYS, figures_of, is_compressed
 from cmfah_hf.hub.card_mteb import MTEBResult, mteb_eval_results, mteb_figures
 from cmfah_hf.hub.cards import card_of
-from cmfah_hf.hub.finished_run import SETTINGS_NAME, FinishedRun, is_repo_id
+from cmfah_hf.hub.finished_run import SETTINGS_NAME, FinishedRun
 from cmfah_hf.hub.onnx_files import ONNX_DESCRIPTION, ONNX_FILES
 from cmfah_hf.retrieval.model_source import IMAGES_INDEX, TEXTS_INDEX
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
+
+
+# What a model learned from, by the similarity of its training pairs.
+_LEARNED_FROM = {
+    "labels": "the labels of the data above",
+    "tags": "overlaps of the words of the texts above",
+    "pairs": "the pairs of the data above",
+    "embeddings": "the vectors of the encoder and the pairs of the data above",
+}
 
 
 def make_model_card(
@@ -40,7 +50,7 @@ def make_model_card(
         dataset_id: The data's Hub id. Default: the data set that the run loaded from the Hub, if any.
         language: ISO code of the texts' language.
         tags: Additional tags.
-        base_model: Hub id of the pretrained backbone.
+        base_model: Hub id of the pretrained backbone. Default: those of the encoders that the run recorded.
         files: Files of the repository. Default: those of the run.
         revision: The branch, if not main.
         mteb_results: Results of MTEB, from `read_mteb`.
@@ -57,7 +67,7 @@ def make_model_card(
         pipeline_tag="feature-extraction",
         tags=["cross-modal-retrieval", "hashing", "image", "text", method, *_libraries(run), *tags],
         datasets=[dataset_id] if dataset_id else None,
-        base_model=base_model or _encoder_of(run),
+        base_model=base_model or base_models(run),
         model_name=name,
         eval_results=[*_eval_results(run, dataset_id), *mteb_eval_results(mteb_results)] or None,
     )
@@ -89,12 +99,6 @@ def _origin(run: FinishedRun, method: str) -> str:
     if is_compressed(run):
         return "The vectors of a pretrained dual encoder, compressed and not trained, with cmfah-hf."
     return f"A {method.upper()} model, trained with cmfah-hf."
-
-
-def _encoder_of(run: FinishedRun) -> str | None:
-    """The Hub id of the dual encoder whose vectors a model compresses, if it is on the Hub."""
-    name = (run.metrics.get("compression") or {}).get("encoder") if is_compressed(run) else None
-    return name if is_repo_id(name) else None
 
 
 def method_of(config: Mapping[str, Any]) -> str:
@@ -138,9 +142,7 @@ def _eval_results(run: FinishedRun, dataset_id: str | None) -> "list[EvalResult]
 def _compression(run: FinishedRun) -> list[str]:
     figures, config = run.metrics["compression"], run.config
     facts = {
-        "encoder": code(figures["encoder"]) if figures.get("encoder") else None,
-        "commit of the encoder": config.get("encoder_revision"),
-        "license of the encoder": figures.get("encoder_license"),
+        **encoder_rows(run),
         "code": figures.get("code"),
         "bits": config["hash_bits"],
         "dimensions of the images": figures.get("rank"),
@@ -148,13 +150,13 @@ def _compression(run: FinishedRun) -> list[str]:
         "texts": figures.get("texts"),
         "texts of no image": figures.get("other_texts"),
     }
+    return ["## How it was made", _table(facts), *place_of_weights(run)]
+
+
+def _table(facts: Mapping[str, Any]) -> str:
+    """A table of facts by name, without those that are None."""
     rows = [f"| {name} | {value} |" for name, value in facts.items() if value is not None]
-    weights = (
-        "The weights of the encoder are not here: they are fetched from the commit above, and checked."
-        if config.get("encoder_source")
-        else "The weights of the encoder are in this repository, unchanged."
-    )
-    return ["## How it was made", "\n".join(["| | |", "|---|---|", *rows]), weights]
+    return "\n".join(["| | |", "|---|---|", *rows])
 
 
 def _usage(run: FinishedRun, repo_id: str, files: set[str], revision: str | None) -> list[str]:
@@ -272,15 +274,14 @@ def _training(run: FinishedRun, repo_id: str, revision: str | None) -> list[str]
         "attention": run.config.get("attention"),
         "image backbone": _backbone(run.config),
         "text backbone": _text_backbone(run.config),
+        **encoder_rows(run),
         "words": None if _text_backbone(run.config) else run.config.get("vocab_size", 2) - 2,
         "seed": run.metrics.get("seed"),
         "epoch": run.metrics.get("epoch"),
         "seconds": run.metrics.get("seconds"),
     }
     shown = {name: f"{value:g}" if isinstance(value, float) else value for name, value in facts.items()}
-    rows = [f"| {name} | {value} |" for name, value in shown.items() if value is not None]
-    parts.append("\n".join(["| | |", "|---|---|", *rows]))
-    return parts
+    return [*parts, _table(shown), *place_of_weights(run)]
 
 
 def _backbone(config: Mapping[str, Any]) -> str:
@@ -298,6 +299,11 @@ def _text_backbone(config: Mapping[str, Any]) -> str | None:
     return f"{name}, frozen" if config.get("freeze_text_backbone", True) else f"{name}, trained"
 
 
+def _similarity(run: FinishedRun) -> Any:
+    """The similarity of pairs in training; older runs record it only in their settings, if it is not the default."""
+    return run.metrics.get("similarity") or (run.settings.get("data") or {}).get("similarity")
+
+
 def _limits(run: FinishedRun, files: set[str]) -> list[str]:
     vocabulary = (
         f"The vocabulary has {run.config.get('vocab_size', 2) - 2:,} words, those of the training texts. A query "
@@ -305,12 +311,16 @@ def _limits(run: FinishedRun, files: set[str]) -> list[str]:
     )
     if _text_backbone(run.config):
         vocabulary = "Any text can be a query; texts are truncated to the maximum length of the text backbone."
-    learned = (
-        "Similarity was learned from the labels and tags of the data above. The metrics do not transfer to other "
-        "images, and the codes repeat omissions and errors of those labels."
-    )
-    if is_compressed(run):
-        learned = "The codes repeat omissions and errors of the encoder. The figures do not transfer to other images."
+    learned = "The codes repeat omissions and errors of the encoder. The figures do not transfer to other images."
+    if not is_compressed(run):
+        similarity = str(_similarity(run))
+        source = _LEARNED_FROM.get(similarity, _LEARNED_FROM["labels"])
+        if similarity != "embeddings" and (run.config.get("objective") or {}).get("distillation_weight"):
+            source += ", and from the vectors of the encoder"
+        learned = (
+            f"Similarity was learned from {source}. The metrics do not transfer to other images, and the codes repeat "
+            "omissions and errors of what they were learned from."
+        )
     lines = [
         vocabulary,
         learned,

@@ -19,20 +19,33 @@ from cmfah_hf.models.configuration_files import TORCHVISION_BACKBONES
 from cmfah_hf.models.dual_encoder import Side, read_encoder, side_tensors
 from cmfah_hf.models.model_files import ModelFileError, find_file
 from cmfah_hf.models.safe_weights import find_weights, read_weights
-from cmfah_hf.models.sentence_files import sentence_settings
 from cmfah_hf.models.text_encoder import CMFAHTextBackbone
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
+from cmfah_hf.training.encoder_sources import WEIGHTS_NAME, EncoderLink, encoder_facts, link_to, located
 from cmfah_hf.training.settings.arguments import DataArguments
 
 logger = logging.getLogger(__name__)
-
-WEIGHTS_NAME = "model.safetensors"
 
 
 def backbone_weights(data: DataArguments, config: CMFAHConfig) -> str | None:
     """The source of the image backbone's weights, if any: the setting, else the backbone's folder or Hub id."""
     encoder = config.dual_encoder_config or config.backbone_config
     return data.backbone_weights or (encoder.name_or_path if encoder is not None else None)
+
+
+def encoders_of(data: DataArguments, config: CMFAHConfig) -> list[dict[str, str | None]]:
+    """The facts of the pretrained encoders of a model, of `encoder_facts`, for its card.
+
+    Raises:
+        HubError: If the Hub cannot be reached and the cache has no copy of an encoder.
+    """
+    images = None if config.image_feature_dim is not None else backbone_weights(data, config)
+    if config.dual_encoder_config is not None:
+        whole = config.dual_encoder_config.name_or_path
+        facts = [encoder_facts(whole, "images and texts", dual=True)] if whole else []
+        return facts + ([encoder_facts(images, "images")] if images and images != whole else [])
+    texts = config.text_backbone_config.name_or_path if config.text_backbone_config is not None else None
+    return [encoder_facts(place, of) for of, place in (("images", images), ("texts", texts)) if place]
 
 
 def load_backbone_weights(image_model: CMFAHImageModel, source: str) -> None:
@@ -96,34 +109,42 @@ def fill_word_table(text_model: CMFAHTextModel, vectors_VE: torch.Tensor) -> Non
     table_VE[len(SPECIAL_TOKENS) :] = nn.functional.normalize(vectors_VE, dim=1) * vectors_VE.shape[1] ** 0.5
 
 
-def load_text_backbone_weights(text_model: CMFAHTextModel) -> None:
+def load_text_backbone_weights(text_model: CMFAHTextModel) -> EncoderLink | None:
     """Loads published weights into the text backbone of a text tower, from the source of its configuration.
+
+    Returns:
+        The link to a dual encoder that is on the Hub.
 
     Raises:
         CheckpointError: If there are no safetensors, or they do not fit the backbone.
     """
     encoder = text_model.embeddings
     if text_model.config.dual_encoder_config is not None:
-        _load_half(text_model, "text", text_model.config.dual_encoder_config.name_or_path)
-        return
+        source = text_model.config.dual_encoder_config.name_or_path
+        location, tensors = _load_half(text_model, "text", source)
+        return link_to(source, location, tensors)
     assert isinstance(encoder, CMFAHTextBackbone)
     backbone = encoder.backbone
     place = backbone.config.name_or_path
     if not place:
         logger.warning("text_backbone_config names no source of its weights, so they are random; give text_backbone.")
-        return
-    _fill(backbone, _transformers_weights(backbone, place, sentence_settings(place).location), place)
+        return None
+    _fill(backbone, _transformers_weights(backbone, place, located(place)), place)
+    return None
 
 
-def _load_half(tower: CMFAHImageModel | CMFAHTextModel, side: Side, source: str) -> None:
-    """Loads published weights into one half of a dual encoder, from a folder or the Hub."""
+def _load_half(
+    tower: CMFAHImageModel | CMFAHTextModel, side: Side, source: str
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Loads published weights into one half of a dual encoder; the location and the tensors of the whole encoder."""
     try:
-        location = sentence_settings(source, dual=True).location
+        location = located(source, dual=True)
         tensors = read_encoder(tower.config.dual_encoder_config, source, location)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise CheckpointError(f"{source}: no weights of a dual encoder can be loaded from there ({reason}).") from error
     _fill(tower.embeddings.backbone.encoder, side_tensors(tensors, side), source)
+    return location, tensors
 
 
 def _local_file(source: str) -> Path | None:

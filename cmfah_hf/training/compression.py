@@ -18,18 +18,14 @@ from PIL import Image
 
 from cmfah_hf.atomic import atomic_folder, check_replaceable, write_text
 from cmfah_hf.data import resolve_data_path
-from cmfah_hf.data.dataset_card import CARD_NAME
 from cmfah_hf.data.images import decoding_off
-from cmfah_hf.documents import read_bytes, read_json
-from cmfah_hf.errors import CheckpointError, DataError, HubError, ImageError
+from cmfah_hf.documents import read_json
+from cmfah_hf.errors import CheckpointError, DataError, ImageError
 from cmfah_hf.evaluation.calibration import fit_calibration
 from cmfah_hf.evaluation.cosine_counts import CodedPairs
 from cmfah_hf.expansion.corpus import iterate_file, text_of, without_surrogates
-from cmfah_hf.hub.cards import metadata_of
-from cmfah_hf.hub_access import hub_file
 from cmfah_hf.methods.closed_form import Choice, CodeFitter
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
-from cmfah_hf.models.model_files import is_folder
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
 from cmfah_hf.retrieval.calibration import CALIBRATION_NAME
 from cmfah_hf.retrieval.folders import folder_index_path
@@ -52,6 +48,7 @@ from cmfah_hf.training.dual_encoders import (
     vectors_of_pixels,
     width_of,
 )
+from cmfah_hf.training.encoder_sources import encoder_facts
 from cmfah_hf.training.evaluate import split_figures
 from cmfah_hf.training.phrases import PHRASES
 
@@ -64,6 +61,8 @@ RESULT_NAME = "metrics.json"
 _OF_A_MODEL = ("*.json", "*.safetensors", "*.py", "*.txt", "*.md", "*.index", "onnx", ".git*", ".cache")
 # Images whose codes are computed at once from their kept vectors.
 _PORTION = 10_000
+# Unreadable images that warnings name; the others are counted, and all of them are in the result.
+_MOST_NAMED = 10
 # Below it, the center of the texts of a file depends too much on which ones they are.
 _FEW_TEXTS = 100
 
@@ -155,6 +154,8 @@ def compress(
         raise CheckpointError(f"bits is {bits}; a code is stored in whole bytes, so give a multiple of 8.")
     _check_output(output)
     model, processor = load_dual_encoder(encoder, bits, link, trust_remote_code)
+    # Before the images, whose vectors a failure of the Hub would lose.
+    facts = encoder_facts(encoder, "images and texts", dual=True)
     fitter, done = CodeFitter(width_of(model), seed=seed), Compression()
     if texts is not None:
         done.other_texts = _add_texts(fitter, model, processor, resolve_data_path(texts), progress)
@@ -175,7 +176,7 @@ def compress(
         with atomic_folder(output, CheckpointError, _OF_A_MODEL) as folder:
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
-            content = json.dumps({"compression": {**_encoder_facts(encoder), **done.figures()}}, indent=2)
+            content = json.dumps({"encoders": [facts], "compression": done.figures()}, indent=2)
             (folder / RESULT_NAME).write_text(content + "\n", encoding="utf-8")
             index = reading.index()
             index.save(folder / IMAGES_INDEX)
@@ -239,11 +240,16 @@ class _Reading:
                     self._add(batch)
                     shown.update(len(batch.items))
             self.records = {item_id: self.records[item_id] for item_id in ids if item_id in self.records}  # in order
+        if unreadable := len(self.done.left_out):
+            named = f"; the first {_MOST_NAMED} are named above" if unreadable > _MOST_NAMED else ""
+            whole = unreadable + self.done.images
+            logger.warning("Left out %d of %d images, because they cannot be read%s.", unreadable, whole, named)
 
     def _add(self, batch: PreparedBatch[list[_Row], ImageError | None]) -> None:
         for error in filter(None, batch.notes):
-            logger.warning("Left out: %s", error)
             self.done.left_out.append(str(error))
+            if len(self.done.left_out) <= _MOST_NAMED:
+                logger.warning("Left out: %s", error)
         if batch.pixel_values is None:
             return
         sound = [row for row, error in zip(batch.items, batch.notes, strict=True) if error is None]
@@ -327,22 +333,3 @@ def _add_texts(fitter: CodeFitter, model: CMFAHModel, processor: CMFAHProcessor,
         message = "%s has only %d texts, too few for a good estimate of their center; give %d or more."
         logger.warning(message, path, count, _FEW_TEXTS)
     return count
-
-
-def _encoder_facts(encoder: str) -> dict[str, str | None]:
-    """The name of the encoder and the license in its card, for the card of the model."""
-    if not is_folder(encoder):
-        return {"encoder": encoder, "encoder_license": _license(hub_file(encoder, CARD_NAME))}
-    card = Path(encoder, CARD_NAME)
-    return {"encoder": Path(encoder).resolve().name, "encoder_license": _license(card if card.is_file() else None)}
-
-
-def _license(card: str | Path | None) -> str | None:
-    if card is None:
-        return None
-    try:
-        found = metadata_of(read_bytes(card, HubError).decode("utf-8", "replace"), str(card)).get("license")
-    except HubError as error:  # a card that is no YAML; the encoder itself is sound
-        logger.warning("The license of the encoder is unknown: %s", error)
-        return None
-    return found if isinstance(found, str) else None

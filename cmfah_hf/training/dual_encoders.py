@@ -14,7 +14,6 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import PreTrainedConfig
-from transformers.utils import CONFIG_NAME
 
 from cmfah_hf.data.collator import captions_in
 from cmfah_hf.data.images import decode_image
@@ -23,11 +22,11 @@ from cmfah_hf.errors import CheckpointError
 from cmfah_hf.hub_access import hub_errors
 from cmfah_hf.methods.closed_form import CodeFitter, HashProjection
 from cmfah_hf.models import CMFAHConfig, CMFAHModel, CMFAHProcessor
-from cmfah_hf.models.dual_encoder import digest_of, dual_encoder_class, read_encoder, side_tensors
-from cmfah_hf.models.model_files import find_file, is_folder, pinned
+from cmfah_hf.models.dual_encoder import dual_encoder_class, read_encoder, side_tensors
+from cmfah_hf.models.model_files import is_folder
 from cmfah_hf.models.remote_code import RemoteCodeError
-from cmfah_hf.models.sentence_files import sentence_settings
 from cmfah_hf.retrieval.items import batches_of
+from cmfah_hf.training.encoder_sources import link_to, located
 
 TEXTS_AT_ONCE = 256
 # Pairs that a head is fitted to before training, which are enough for its mean and covariance.
@@ -50,9 +49,8 @@ def load_dual_encoder(
             assert isinstance(config.dual_encoder_config, PreTrainedConfig)
             processor = CMFAHProcessor.from_backbones(config)
             config.pad_token_id = processor.tokenizer.pad_token_id
-            location = sentence_settings(encoder, dual=True).location
-            commit = pinned(encoder, find_file(encoder, CONFIG_NAME, location), location)
-            tensors = read_encoder(config.dual_encoder_config, encoder, commit)
+            location = located(encoder, dual=True)
+            tensors = read_encoder(config.dual_encoder_config, encoder, location)
         model = CMFAHModel(config).eval()
     except RemoteCodeError as error:
         raise CheckpointError(str(error)) from error
@@ -67,13 +65,13 @@ def load_dual_encoder(
         half = tower.embeddings.backbone
         half.encoder.load_state_dict(side_tensors(tensors, half.side))
         _align(tower.embeddings.projection, half.own_projection)
-    if link or (link is None and not is_folder(encoder)):
-        config.encoder_source, config.encoder_revision = encoder, commit.get("revision")
-        config.encoder_digest, config.encoder_subfolder = digest_of(tensors), commit.get("subfolder")
-        if config.encoder_revision is None:
-            raise CheckpointError(
-                f"{encoder}: only an encoder of the Hub can be named by its commit; save its weights."
-            )
+    found = None if link is False else link_to(encoder, location, tensors)
+    if found is not None:
+        found.name_in(config)
+    elif link:
+        raise CheckpointError(
+            f"{encoder}: only an encoder of the Hub, owner/name, can be named by its commit; save its weights."
+        )
     return model, processor
 
 

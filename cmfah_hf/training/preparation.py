@@ -31,6 +31,7 @@ from cmfah_hf.training.backbone import (
 from cmfah_hf.training.data.kept_tokens import TokenTable, keep_tokens, texts_to_read
 from cmfah_hf.training.data.pairs import Pairs, read_pairs
 from cmfah_hf.training.dual_encoders import fit_head
+from cmfah_hf.training.encoder_sources import EncoderLink
 from cmfah_hf.training.encoder_updates import train_adapters
 from cmfah_hf.training.settings.arguments import DataArguments
 from cmfah_hf.training.settings.configuration import Run
@@ -56,6 +57,7 @@ class PreparedRun:
         similarity: The similarity of pairs in training.
         measured: The similarity of pairs in evaluation.
         label_counts: The co-occurrences of labels, for a method with a label graph.
+        link: The dual encoder on the Hub whose weights the last model was built with, if any.
     """
 
     run: Run
@@ -65,6 +67,7 @@ class PreparedRun:
     similarity: Similarity
     measured: Similarity
     label_counts: LabelCounts | None
+    link: EncoderLink | None = field(default=None, init=False)
     _tokens: dict[tuple[str, ...], TokenTable | None] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -100,7 +103,7 @@ class PreparedRun:
             config.pad_token_id = processor.tokenizer.pad_token_id
         model = PRETRAINING_MODELS[config.model_type](config, run.objective_config(), run.method)
         if not processor.word_level:
-            load_text_backbone_weights(model.cmfah.text_model)
+            self.link = load_text_backbone_weights(model.cmfah.text_model)
         elif embedding is not None and isinstance(model.get_input_embeddings(), torch.nn.Embedding):
             fill_word_table(model.cmfah.text_model, torch.from_numpy(embedding.vectors))
         graph = getattr(model.objective, "label_graph", None)

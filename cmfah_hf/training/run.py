@@ -23,6 +23,7 @@ from cmfah_hf.models import MODELS, CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.adapters import merge_adapters
 from cmfah_hf.models.remote_code import remote_code
 from cmfah_hf.retrieval.calibration import Calibration
+from cmfah_hf.training.backbone import encoders_of
 from cmfah_hf.training.calibration import calibration_figures, save_calibration, validation_calibration
 from cmfah_hf.training.checkpoints import (
     begin_anew,
@@ -32,6 +33,7 @@ from cmfah_hf.training.checkpoints import (
     step_of,
     wants_to_resume,
 )
+from cmfah_hf.training.encoder_sources import link_encoder
 from cmfah_hf.training.evaluate import EncodedPairs, evaluate_pairs, split_figures
 from cmfah_hf.training.fitting import FittedHasher, figures_of_other_databases, fit_towers, is_fitted
 from cmfah_hf.training.illustration import draw_attention
@@ -92,6 +94,8 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
     trainer = _trainer(
         prepared, args, prepared.pairs.in_order if is_shallow and run.data.refit else prepared.pairs.splits["train"]
     )
+    # Before the training, which the Hub must not be able to end.
+    encoders = encoders_of(run.data, trainer.pretraining.config) if args.should_save else []
     fitted = None
     if is_shallow:
         fitted = fit_towers(trainer, prepared)
@@ -102,6 +106,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
     with disk_errors(output, "the state of the training"):
         trainer.save_state()
+    selected = _selects_epoch(trainer)
     validation, epoch = _chosen(trainer)
     # A shallow method with a refit has seen the validation pairs.
     calibration = None if fitted is not None and run.data.refit else validation_calibration(trainer, prepared)
@@ -109,7 +114,7 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         # Checkpoints of a refit belong to this run only if the training before it was complete.
         resumes = checkpoint is not None and trainer.state.global_step == step_of(checkpoint)
         trainer = _refit(prepared, output / REFIT_NAME, epoch, resumes)
-    _save_model(trainer, output)
+    _save_model(trainer, prepared, output)
     if not trainer.is_world_process_zero():
         return {}
     metrics: dict[str, Any] = {
@@ -123,10 +128,13 @@ def _train(run: Run, output: Path) -> dict[str, Any]:
         "validation": validation,
         "validation_relevance": prepared.measured.name,
         "epoch": epoch,
+        "epoch_by": "validation" if selected else "schedule",
         "refit": run.data.refit,
         "protocol": run.data.protocol,
         "seconds": round(time.monotonic() - start, 1),
     }
+    if encoders:
+        metrics["encoders"] = encoders
     towers = _towers(prepared, trainer, output)
     with disk_errors(output, "the calibration"):
         save_calibration(calibration, output, towers, cast(CMFAHProcessor, trainer.processing_class), prepared.expander)
@@ -193,8 +201,9 @@ def _refit(prepared: PreparedRun, folder: Path, epoch: float, resumes: bool) -> 
     return trainer
 
 
-def _save_model(trainer: CMFAHTrainer, output: Path) -> None:
-    """Saves the finished model in one file of whole tensors; `CMFAHError` if its weights are not finite."""
+def _save_model(trainer: CMFAHTrainer, prepared: PreparedRun, output: Path) -> None:
+    """Saves the finished model in one file of whole tensors, without those of an encoder that is named by its commit;
+    `CMFAHError` if its weights are not finite."""
     parameters = trainer.model.parameters() if trainer.model is not None else ()
     if not all(torch.isfinite(parameter).all() for parameter in parameters):
         raise CMFAHError(
@@ -204,6 +213,8 @@ def _save_model(trainer: CMFAHTrainer, output: Path) -> None:
     merge_adapters(trainer.pretraining)
     if trainer.is_fsdp_enabled:  # even if the checkpoints are sharded
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    elif prepared.run.data.link:  # a process of FSDP has only parts of the weights, and cannot compare them
+        link_encoder(trainer.pretraining, prepared.link)
     with disk_errors(output, "the model"):
         trainer.save_model(str(output))
 
@@ -266,13 +277,18 @@ def _query_figures(
 def _chosen(trainer: CMFAHTrainer) -> tuple[float | None, float]:
     """Validation figure and epoch of the model: those of the best evaluation or, if it is not loaded, of the last."""
     state, args = trainer.state, trainer.args
-    if args.load_best_model_at_end and state.best_global_step is not None:
+    if _selects_epoch(trainer):
         return state.best_metric, next(
             log["epoch"] for log in state.log_history if log["step"] == state.best_global_step
         )
     name = f"eval_{(args.metric_for_best_model or 'map').removeprefix('eval_')}"
     figures = [log[name] for log in state.log_history if name in log]
     return (figures[-1] if figures else None), state.epoch
+
+
+def _selects_epoch(trainer: CMFAHTrainer) -> bool:
+    """Whether the validation pairs chose the epoch, and not the schedule its end."""
+    return trainer.args.load_best_model_at_end and trainer.state.best_global_step is not None
 
 
 class _StopAfter(TrainerCallback):

@@ -117,6 +117,11 @@ class DataArguments:
     fit_head: bool = _argument(
         True, "With a dual encoder: begin at the code that `cmfah compress` would choose for these pairs."
     )
+    link: bool = _argument(
+        True,
+        "Name a frozen dual encoder of the Hub by its commit in the model, as `cmfah compress --link`; false: save its "
+        "weights.",
+    )
     mirror: bool = _argument(False, "Keep the regions of mirrored training images too, and train on both.")
     expand: bool = _argument(
         False,

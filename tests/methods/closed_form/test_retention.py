@@ -8,6 +8,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
+from dual_encoders import write_dual_encoder
 
 from cmfah_hf import RetrievalEvaluator
 from cmfah_hf.methods.closed_form import unit_vectors
@@ -98,3 +99,13 @@ def test_the_tokenizer_never_puts_the_end_into_a_text():
         assert tokenizer.unk_token_id not in ids[:-1]
     assert len(tokenizer("sun sea").input_ids) == 4  # whole words are tokens
     assert tokenizer.eos_token_id == len(tokenizer) - 1 == tokenizer.pad_token_id
+
+
+def test_vectors_of_another_encoder_of_the_same_name_are_not_reused(retention, tmp_path):
+    encoders = [write_dual_encoder("clip", tmp_path / str(seed) / "encoder", seed) for seed in (0, 1)]
+    first, second, again = (
+        retention.Vectors(encoder, tmp_path).phrases() for encoder in (*encoders, tmp_path / "0" / "encoder")
+    )
+    assert not np.allclose(first, second)
+    assert np.array_equal(first, again)
+    assert len(list(tmp_path.glob("vectors-*"))) == 2

@@ -8,9 +8,8 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from dual_encoders import _tokenizer, write_dual_encoder
+from dual_encoders import write_dual_encoder, write_text_model
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel
 
 from cmfah_hf.atomic import sha256_of
 from cmfah_hf.data.collator import PairCollator
@@ -26,12 +25,7 @@ TEXTS = ["a dog on the beach", "", "sea", "a boat on the sea " * 9, "two birds",
 @pytest.fixture(scope="module")
 def text_folder(tmp_path_factory):
     """A BERT of two layers with sixteen positions, and its tokenizer."""
-    folder = tmp_path_factory.mktemp("text") / "bert"
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    BertModel(BertConfig(**sizes, vocab_size=300, max_position_embeddings=16)).save_pretrained(folder)
-    _tokenizer("[PAD]", "[BOS]", "[EOS]", "[UNK]").save_pretrained(folder)
-    return folder
+    return write_text_model(tmp_path_factory.mktemp("text") / "bert")
 
 
 @pytest.fixture(scope="module", params=["bert", "clip", "siglip", "altclip", "flava"])
