@@ -4,6 +4,15 @@ from typing import Annotated
 
 import typer
 
+
+def second_words(context: typer.Context, incomplete: str) -> list[str]:
+    """The completions of a command's first argument by names such as `index info`, if `index` is a command too."""
+    group = None if context.parent is None else context.parent.command
+    first = f"{context.info_name} "
+    names = [name.removeprefix(first) for name in getattr(group, "commands", ()) if name.startswith(first)]
+    return [name for name in names if name.startswith(incomplete)]
+
+
 DoneAsJson = Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")]
 FiguresAsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 RemoteCode = Annotated[

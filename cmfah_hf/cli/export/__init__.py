@@ -5,9 +5,13 @@ from typing import Annotated
 
 import typer
 
+from cmfah_hf.cli.options import second_words
+
 
 def export(
-    index: Annotated[Path, typer.Argument(help="An index file, as `cmfah index` writes it.")],
+    index: Annotated[
+        Path, typer.Argument(help="An index file, as `cmfah index` writes it.", autocompletion=second_words)
+    ],
     to: Annotated[str, typer.Option("--to", help="The database: milvus, vespa or pgvector.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
     name: Annotated[str, typer.Option(help="Name of the collection, document type or table.")] = "cmfah",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cmfah_hf.cli.options import Backend, DoneAsJson, Precision, RemoteCode
+from cmfah_hf.cli.options import Backend, DoneAsJson, Precision, RemoteCode, second_words
 
 if TYPE_CHECKING:
     from cmfah_hf.retrieval.folders.changes import FolderChanges
@@ -24,7 +24,7 @@ _TERMINATED = 143  # the exit code that shells expect after SIGTERM
 
 
 def index(
-    model: Annotated[str, typer.Argument(help="A trained model: a folder or a Hub id.")],
+    model: Annotated[str, typer.Argument(help="A trained model: a folder or a Hub id.", autocompletion=second_words)],
     sources: Annotated[
         list[str] | None,
         typer.Argument(
