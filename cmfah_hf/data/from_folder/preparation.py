@@ -86,7 +86,7 @@ def prepare_folder(
     target = None if output is None else Path(os.path.abspath(output))  # noqa: PTH100
     check_in_place(folder) if target is None else check_output(target, folder)
     former = FolderRecord() if target is not None else _former(folder, queries, seed, overwrite)
-    given = {"queries": queries, "seed": seed, "folders": folders, "hidden": hidden, "table": table}
+    given: dict[str, Any] = {"queries": queries, "seed": seed, "folders": folders, "hidden": hidden, "table": table}
     settings = replace(former.settings, **{name: value for name, value in given.items() if value is not None})
     report = FolderReport(str(folder), str(target or folder))
     files = _find_images(folder, settings.hidden, report)

@@ -1,7 +1,7 @@
 """The record beside the metadata that `prepare_folder` writes into a folder, by which it knows its own metadata."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ class FolderRecord:
 
     settings: Settings = Settings()
     are_splits: bool = False
-    files: Mapping[str, list[str | None]] = field(default_factory=dict)
+    files: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
     splits: Mapping[str, str] = field(default_factory=dict)
     gone: Mapping[str, str] = field(default_factory=dict)
 

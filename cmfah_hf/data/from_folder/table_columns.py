@@ -74,7 +74,7 @@ def further_columns(
 
 def _kept_names(path: Path, names: Sequence[str]) -> dict[str, str]:
     """The names of columns in the metadata: `original_id` for `id` and the like, `column_3` for one without a name."""
-    kept = {}
+    kept: dict[str, str] = {}
     for number, name in enumerate(names, 1):
         new = f"original_{name}" if name.lower() in _TAKEN else name or f"column_{number}"
         if new in kept.values() or (new != name and new in names):
