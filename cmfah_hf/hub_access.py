@@ -16,6 +16,7 @@ def hub_errors(
     writes: bool = False,
     messages: Mapping[int, str] | None = None,
     again: str = "try again later",
+    kind: str | None = "model",
 ) -> Iterator[None]:
     """Limits the duration of requests to the Hub inside, and turns their failures into one-line errors.
 
@@ -30,6 +31,8 @@ def hub_errors(
         writes: True for uploads, which get longer limits.
         messages: Messages by HTTP status, instead of the default ones.
         again: Advice if the Hub fails or cannot be reached.
+        kind: If `what` is a repository that is read, its type, such as `"dataset"`: without a connection, the message
+            says how to get a folder of it. None: it does not.
     """
     from huggingface_hub.errors import EntryNotFoundError, HTTPError
 
@@ -46,6 +49,8 @@ def hub_errors(
         if failure is None:
             raise
         message = f"{what}: {failure}"
+        if isinstance(failure, HubConnectionError) and kind is not None and not writes:
+            message = f"{message} {folder_instead(what, kind)}"
         message = message.replace(token, "***") if token else message
         raise (error or type(failure))(message) from found
 
@@ -64,7 +69,7 @@ def hub_file(
     from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
     token = options.get("token")
-    with hub_errors(repo_id, error, token if isinstance(token, str) else None):
+    with hub_errors(repo_id, error, token if isinstance(token, str) else None, kind=kind):
         try:
             return hf_hub_download(repo_id, name, repo_type=kind, **options)
         except RemoteEntryNotFoundError:
@@ -78,6 +83,12 @@ def hub_file(
             if any(Path(folder).iterdir()):
                 return None
             raise
+
+
+def folder_instead(repo_id: str, kind: str = "model") -> str:
+    """The advice to give a folder where the Hub cannot be reached, and how to make it."""
+    option = "" if kind == "model" else f" --repo-type {kind}"
+    return f"Or give a folder; where there is a network, `hf download {repo_id}{option} --local-dir FOLDER` makes one."
 
 
 def hub_failure(

@@ -28,7 +28,7 @@ _httpx: Any = sys.modules[HTTPError.__module__]
 TransportError: type[Exception] = _httpx.TransportError
 
 BUSY_STATUSES = (408, 429, 500, 502, 503, 504)
-# Seconds until a wait for a reply is logged.
+# Seconds until a wait for a reply, or for a connection, is logged.
 _NOTICE_S = 10.0
 # Factor on the time limit for the reply to an upload.
 _UPLOAD_FACTOR = 5
@@ -64,8 +64,11 @@ class BusyError(HTTPError):
 
 
 @contextmanager
-def limited(limits: Limits) -> Iterator[None]:
-    """Applies the limits to all requests of `huggingface_hub` in this process, in all threads, within the context."""
+def limited(limits: Limits) -> Iterator["_Watch"]:
+    """Applies the limits to all requests of `huggingface_hub` in this process, in all threads, within the context.
+
+    Yields an object whose `given_up` is the error after which no more requests were sent, or None.
+    """
     _install()
     watch = _Watch(limits)
     _active.append(watch)
@@ -73,7 +76,7 @@ def limited(limits: Limits) -> Iterator[None]:
     client_log = logging.getLogger(_http.__name__)
     client_log.addFilter(_hide_warnings)
     try:
-        yield
+        yield watch
     finally:
         _active.remove(watch)
         client_log.removeFilter(_hide_warnings)
@@ -170,7 +173,9 @@ class _Watch:
             now = time.monotonic()
             self.failing_since = now if self.failing_since is None else self.failing_since
             if now + wait - self.failing_since < patience:
-                logger.warning("The Hub is failing (%s).", error)
+                # Without a connection it soon ends in an error that says so.
+                is_new = isinstance(cause, _httpx.ConnectError) and now - self.failing_since < _NOTICE_S
+                logger.log(logging.DEBUG if is_new else logging.WARNING, "The Hub is failing (%s).", error)
                 return
             if wait:
                 error = type(error)(f"{error}; it requests a wait of {wait:,.0f} s")

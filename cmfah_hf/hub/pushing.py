@@ -107,4 +107,4 @@ def _as_folder(source: str, repo_id: str) -> Iterator[Path]:
 
 def _reading(source: str, path: Path) -> AbstractContextManager[None]:
     """A context that limits and reports failures of the Hub, for sources on the Hub."""
-    return nullcontext() if path.exists() or source in SCENES else hub_errors(source, DataError)
+    return nullcontext() if path.exists() or source in SCENES else hub_errors(source, DataError, kind="dataset")

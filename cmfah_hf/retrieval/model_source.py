@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cmfah_hf.documents import file_of
 from cmfah_hf.errors import CheckpointError, HashIndexError, HubConnectionError, HubError, HubServerError
-from cmfah_hf.hub_access import hub_errors, hub_file
+from cmfah_hf.hub_access import folder_instead, hub_errors, hub_file
 from cmfah_hf.models.model_files import ModelFileError, hub_arguments, is_folder, pinned
 from cmfah_hf.models.model_files import find_file as model_file
 from cmfah_hf.retrieval.calibration import CALIBRATION_NAME, Calibration
@@ -101,7 +101,7 @@ def check_source(source: str, kwargs: dict[str, Any]) -> dict[str, Any]:
             return kwargs
         raise CheckpointError(
             f"{source}: no such folder, and no copy of such a model in the cache; offline the Hub is not asked. "
-            "Check the name, go online, or give a folder."
+            f"Check the name, or go online. {folder_instead(source)}"
         )
     try:
         _ask_hub(source, hf_hub_url(source, name, revision=revision), kwargs.get("token"))
@@ -148,7 +148,7 @@ def _ask_hub(source: str, url: str, token: str | bool | None) -> None:
 
     for wait in (*_WAITS, None):
         try:
-            with hub_errors(source, token=token if isinstance(token, str) else None):
+            with hub_errors(source, token=token if isinstance(token, str) else None, kind=None):
                 try:  # without the client's own retries: a typo in a path would wait for all of them
                     get_hf_file_metadata(url, token=token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
                 except RemoteEntryNotFoundError as error:
@@ -165,4 +165,6 @@ def _without_config(source: str, what: str) -> CheckpointError:
 
 
 def _missing(source: str, error: HubError) -> CheckpointError:
-    return CheckpointError(f"{source}: no folder of this name here, and {str(error).removeprefix(f'{source}: ')}")
+    advice = f" {folder_instead(source)}" if isinstance(error, HubConnectionError) else ""
+    reason = str(error).removeprefix(f"{source}: ")
+    return CheckpointError(f"{source}: no folder of this name here, and {reason}{advice}")

@@ -54,10 +54,8 @@ def load_dual_encoder(
         model = CMFAHModel(config).eval()
     except RemoteCodeError as error:
         raise CheckpointError(str(error)) from error
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{error} Or give a folder; where there is a network, `hf download {encoder} --local-dir FOLDER` makes one."
-        ) from error
+    except CheckpointError:
+        raise
     except (OSError, ValueError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise CheckpointError(f"{encoder}: no dual encoder can be loaded from there ({reason}).") from error

@@ -71,7 +71,9 @@ def test_without_network_the_cache_is_used_and_missing_files_are_reported(model,
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     template = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    assert "no connection to the Hub" in refused(HubConnectionError, "org/other", "config.json")
+    message = refused(HubConnectionError, "org/other", "config.json", "dataset")
+    assert "no connection to the Hub" in message
+    assert "`hf download org/other --repo-type dataset --local-dir FOLDER` makes one." in message
 
 
 @pytest.mark.parametrize(

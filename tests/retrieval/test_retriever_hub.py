@@ -62,16 +62,21 @@ def test_errors_of_the_hub_are_distinguished(hub):
     assert "no such repository" not in message
 
 
-def test_a_silent_hub_and_no_network_fail_quickly(hub, monkeypatch):
+def test_a_silent_hub_and_no_network_fail_quickly(hub, monkeypatch, caplog):
     from huggingface_hub import constants
 
     hub.mute("HEAD /org/.*")
     assert "no connection to the Hub" in refused("org/model", within=8)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+    caplog.clear()
     message = refused("runs/first", within=5)
     assert message.startswith("runs/first: no folder of this name here, and no connection to the Hub")
+    assert "`hf download runs/first --local-dir FOLDER` makes one." in message
+    assert caplog.messages == []  # no line about each attempt
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "offline the Hub is not asked" in refused("runs/first", within=2)
+    message = refused("runs/first", within=2)
+    assert "offline the Hub is not asked" in message
+    assert "`hf download runs/first --local-dir FOLDER` makes one." in message
 
 
 def test_without_network_a_cached_model_loads_at_once(hub, monkeypatch, caplog, trained):
@@ -85,7 +90,7 @@ def test_without_network_a_cached_model_loads_at_once(hub, monkeypatch, caplog, 
     assert time.monotonic() - start < 10
     assert again.fingerprint == before.fingerprint
     assert again.expander.digest == before.expander.digest
-    assert "The copy in the cache is used." in caplog.text
+    assert "then try again later. The copy in the cache is used." in caplog.text
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert CrossMediaRetriever.from_pretrained("org/model").fingerprint == before.fingerprint
 

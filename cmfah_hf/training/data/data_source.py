@@ -45,7 +45,7 @@ def _newest_commit(dataset: str) -> str | None:
     from huggingface_hub import HfApi
 
     try:
-        with hub_errors(dataset):
+        with hub_errors(dataset, kind="dataset"):
             return HfApi().dataset_info(dataset).sha
     except HubError:
         return None

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -10,7 +11,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HTTPError, StrictDataclassError
 from transformers import HfArgumentParser
 
 from cmfah_hf.atomic import write_text
@@ -18,6 +19,8 @@ from cmfah_hf.data import resolve_data_path
 from cmfah_hf.documents import parse_yaml
 from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.hub.model_folder import SETTINGS_NAME
+from cmfah_hf.hub_access import folder_instead, hub_failure
+from cmfah_hf.hub_requests import READING, limited
 from cmfah_hf.methods import Objective, ObjectiveConfig, objective_class, registered_methods
 from cmfah_hf.models import MODELS, CMFAHConfig
 from cmfah_hf.models.remote_code import remote_code
@@ -94,17 +97,33 @@ class Run:
         Raises:
             CMFAHError: If a setting cannot be used.
         """
+        settings: dict[str, Any] = {}
+        watch = None
         try:
-            with remote_code(self.data.trust_remote_code):
-                config = self.config_class(**self.model_settings)
+            settings = self.model_settings
+            with remote_code(self.data.trust_remote_code), limited(READING) as watch:
+                config = self.config_class(**settings)
             self.objective_config().apply_to(config)
             return config
         except CMFAHError:
             raise
         # transformers checks the settings of backbones in many ways.
-        except (ValueError, TypeError, KeyError, AttributeError, OSError, ImportError, StrictDataclassError) as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+        except (
+            ValueError, TypeError, KeyError, AttributeError, OSError, ImportError, StrictDataclassError, HTTPError,
+        ) as error:  # fmt: skip
+            reason = _reason(error, settings, watch.given_up if watch is not None else None)
             raise CMFAHError(f"The settings of the model cannot be used: {reason}") from error
+
+
+def _reason(error: Exception, settings: Mapping[str, Any], given_up: HTTPError | None) -> str:
+    """Why the settings of a model cannot be used; `given_up` is the failure of the Hub, if it was asked in vain."""
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    if given_up is None or not isinstance(error, (OSError, HTTPError)):
+        return reason
+    encoders = [value for name in _ENCODERS if isinstance(value := settings.get(name), str) and "/" in value]
+    asked = [value for value in encoders if not Path(value).is_dir()]
+    named = next((value for value in asked if repr(value) in reason), next(iter(asked), None))
+    return reason if named is None else f"{named}: {hub_failure(given_up)} {folder_instead(named)}"
 
 
 class _Parser(HfArgumentParser):
