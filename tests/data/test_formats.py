@@ -18,7 +18,8 @@ from shards import write_shard
 
 from cmfah_hf.data.images import decode_image
 from cmfah_hf.data.images import formats as formats_module
-from cmfah_hf.data.images.extras import EXTRAS, extra_of, extra_of_content
+from cmfah_hf.data.images.extras import EXTRAS, extra_of
+from cmfah_hf.data.images.formats import extra_of_content
 from cmfah_hf.data.images.jpeg_xl import JPEGXLImageFile
 from cmfah_hf.errors import ImageError
 from cmfah_hf.models.image_modes import to_rgb

@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 from PIL import ExifTags, Image, ImageOps
 
 from cmfah_hf.data.data_root import ARCHIVES
-from cmfah_hf.data.images.extras import Extra, extra_of, extra_of_content
-from cmfah_hf.data.images.formats import register_formats
+from cmfah_hf.data.images.extras import Extra, extra_of
+from cmfah_hf.data.images.formats import extra_of_content, register_formats
 from cmfah_hf.documents import file_of
 from cmfah_hf.errors import ImageError
 

@@ -11,9 +11,6 @@ logger = logging.getLogger(__name__)
 
 # Libraries that import their parts on first use, with a function that needs them.
 _PARTS = {"imagecodecs": "jpegxl_version"}
-# Brands of HEIC and AVIF files in their first box.
-_HEIC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
-_AVIF = frozenset({b"avif", b"avis"})
 
 
 @dataclass(frozen=True)
@@ -57,25 +54,6 @@ EXTRAS = (
 def extra_of(ending: str) -> Extra | None:
     """The extra that reads files with this ending, in lower case; `None` if none does."""
     return next((extra for extra in EXTRAS if ending in extra.endings), None)
-
-
-def extra_of_content(prefix: bytes) -> Extra | None:
-    """The extra that reads a file with these first bytes; `None` if they do not tell."""
-    from cmfah_hf.data.images.jpeg_xl import is_jpeg_xl
-    from cmfah_hf.data.images.raw import has_raw_head
-
-    name = None
-    if prefix[4:8] == b"ftyp" and not has_raw_head(prefix):
-        box = prefix[8 : max(16, min(int.from_bytes(prefix[:4], "big"), len(prefix)))]
-        brands = {box[at : at + 4] for at in range(0, len(box), 4)}
-        name = "avif" if brands & _AVIF else "heic" if brands & _HEIC else None
-    elif is_jpeg_xl(prefix):
-        name = "jxl"
-    elif has_raw_head(prefix):
-        name = "raw"
-    elif b"<svg" in prefix:
-        name = "svg"
-    return next((extra for extra in EXTRAS if extra.name == name), None)
 
 
 @cache
