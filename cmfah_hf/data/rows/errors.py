@@ -1,7 +1,7 @@
 """Errors of `datasets` about a source, on opening and on reading, as a `DataError` in one line."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -23,9 +23,10 @@ def guarded(load: Callable[[], _Result], source: str, is_hub: bool = False) -> _
 
     With `is_hub`, the source is an id on the Hub, and the duration of requests is limited.
     """
-    watch = None
+    watch: Any = None
+    limits: AbstractContextManager[Any] = limited(READING) if is_hub else nullcontext()
     try:
-        with limited(READING) if is_hub else nullcontext() as watch:
+        with limits as watch:
             return load()
     except DataError:
         raise
