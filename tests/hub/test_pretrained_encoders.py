@@ -127,6 +127,26 @@ def test_weights_are_saved_if_asked_or_if_they_are_others(reason, hub, here, sce
     assert "in this repository" in card.text
 
 
+def test_resumed_training_names_its_encoder_only_if_it_is_still_that_of_the_hub(hub, here, scenes_folder, tmp_path):
+    upload(write_dual_encoder("clip", tmp_path / "encoder"), "org/clip")
+    further = ("--num_train_epochs", "2", "--save_total_limit", "9")
+    trained_over("org/clip", scenes_folder, tmp_path / "whole", *further)
+    first = min((tmp_path / "whole").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    assert any("embeddings.backbone" in name for name in load_file(first / "model.safetensors"))
+
+    further += ("--resume_from_checkpoint", str(first))
+    trained_over("org/clip", scenes_folder, tmp_path / "resumed", *further)
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+    HfApi().upload_folder(repo_id="org/clip", folder_path=write_dual_encoder("clip", tmp_path / "other", seed=1))
+    trained_over("org/clip", scenes_folder, tmp_path / "later", *further)
+    assert json.loads((tmp_path / "later" / "config.json").read_text()).get("encoder_source") is None
+    weights = load_file(tmp_path / "encoder" / "model.safetensors")
+    half = CrossMediaRetriever.from_pretrained(tmp_path / "later").model.text_model.embeddings.backbone.encoder
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in half.state_dict().items())
+
+
 def test_card_names_both_encoders_of_a_model(hub, here, scenes_folder, write_config, tmp_path):
     commits = [
         upload(write_image_model(tmp_path / "images"), "org/resnet", "---\nlicense: mit\n---\n"),
