@@ -17,8 +17,8 @@ from cmfah_hf.errors import CheckpointError
 from cmfah_hf.models import CMFAHConfig, CMFAHImageModel, CMFAHTextModel
 from cmfah_hf.models.configuration_files import TORCHVISION_BACKBONES
 from cmfah_hf.models.dual_encoder import Side, read_encoder, side_tensors
-from cmfah_hf.models.model_files import ModelFileError, find_file
-from cmfah_hf.models.safe_weights import find_weights, read_weights
+from cmfah_hf.models.model_files import ModelFileError, find_file, split_revision
+from cmfah_hf.models.safe_weights import encoder_weights, read_weights
 from cmfah_hf.models.sentence_files import sentence_settings
 from cmfah_hf.models.text_encoder import CMFAHTextBackbone
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
@@ -149,7 +149,7 @@ def _transformers_weights(
         loaded: Any = type(backbone).from_pretrained(  # its hint has no `output_loading_info`
             None,
             config=backbone.config,
-            state_dict=read_weights(find_weights(source, None, dict(location))),
+            state_dict=read_weights(encoder_weights(source, dict(location))),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -178,7 +178,8 @@ def _misfit(source: str, name: str, shape: Sequence[int], wanted: Sequence[int])
 
 def _hub_file(source: str) -> str:
     try:
-        return hf_hub_download(source, WEIGHTS_NAME)
+        name, revision = split_revision(source)
+        return hf_hub_download(name, WEIGHTS_NAME, **revision)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(

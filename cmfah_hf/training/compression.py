@@ -29,7 +29,7 @@ from cmfah_hf.hub.cards import metadata_of
 from cmfah_hf.hub_access import hub_file
 from cmfah_hf.methods.closed_form import Choice, CodeFitter
 from cmfah_hf.models import CMFAHModel, CMFAHProcessor
-from cmfah_hf.models.model_files import is_folder
+from cmfah_hf.models.model_files import is_folder, split_revision
 from cmfah_hf.retrieval import CrossMediaRetriever, HashIndex
 from cmfah_hf.retrieval.calibration import CALIBRATION_NAME
 from cmfah_hf.retrieval.folders import folder_index_path
@@ -130,7 +130,7 @@ def compress(
     Images are read once, in batches; their vectors wait in a temporary file, so memory does not depend on their number.
 
     Args:
-        encoder: A folder or Hub id of a dual encoder, such as a CLIP.
+        encoder: A folder or Hub id of a dual encoder, such as a CLIP. An id may have a revision, `NAME@REVISION`.
         source: A folder of images, a file, or whatever `load_image_text` takes.
         output: The folder of the new model.
         bits: `K`.
@@ -315,7 +315,8 @@ def _add_texts(fitter: CodeFitter, model: CMFAHModel, processor: CMFAHProcessor,
 def _encoder_facts(encoder: str) -> dict[str, str | None]:
     """The name of the encoder and the license in its card, for the card of the model."""
     if not is_folder(encoder):
-        return {"encoder": encoder, "encoder_license": _license(hub_file(encoder, CARD_NAME))}
+        name, revision = split_revision(encoder)
+        return {"encoder": name, "encoder_license": _license(hub_file(name, CARD_NAME, **revision))}
     card = Path(encoder, CARD_NAME)
     return {"encoder": Path(encoder).resolve().name, "encoder_license": _license(card if card.is_file() else None)}
 

@@ -14,7 +14,6 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import PreTrainedConfig
-from transformers.utils import CONFIG_NAME
 
 from cmfah_hf.data.collator import captions_in
 from cmfah_hf.data.images import decode_image
@@ -24,8 +23,9 @@ from cmfah_hf.hub_access import hub_errors
 from cmfah_hf.methods.closed_form import CodeFitter, HashProjection
 from cmfah_hf.models import CMFAHConfig, CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.dual_encoder import digest_of, dual_encoder_class, read_encoder, side_tensors
-from cmfah_hf.models.model_files import find_file, is_folder, pinned
+from cmfah_hf.models.model_files import is_folder, pinned, split_revision
 from cmfah_hf.models.remote_code import RemoteCodeError
+from cmfah_hf.models.safe_weights import encoder_weights
 from cmfah_hf.models.sentence_files import sentence_settings
 from cmfah_hf.retrieval.items import batches_of
 
@@ -44,21 +44,25 @@ def load_dual_encoder(
     Raises:
         CheckpointError: If the encoder is no dual encoder, or cannot be loaded.
     """
+    name, revision = split_revision(encoder)
+    at = f" --revision {revision['revision']}" if revision else ""
     try:
         with nullcontext() if is_folder(encoder) else hub_errors(encoder, CheckpointError):
             config = _configuration(encoder, bits, trust_remote_code)
             assert isinstance(config.dual_encoder_config, PreTrainedConfig)
             processor = CMFAHProcessor.from_backbones(config)
             config.pad_token_id = processor.tokenizer.pad_token_id
-            location = sentence_settings(encoder, dual=True).location
-            commit = pinned(encoder, find_file(encoder, CONFIG_NAME, location), location)
+            place, location = config.dual_encoder_config.name_or_path, sentence_settings(encoder, dual=True).location
+            # A conversion of weights has a commit of its own.
+            commit = pinned(encoder, encoder_weights(place, location)[0], location)
             tensors = read_encoder(config.dual_encoder_config, encoder, commit)
         model = CMFAHModel(config).eval()
     except RemoteCodeError as error:
         raise CheckpointError(str(error)) from error
     except CheckpointError as error:
         raise CheckpointError(
-            f"{error} Or give a folder; where there is a network, `hf download {encoder} --local-dir FOLDER` makes one."
+            f"{error} Or give a folder; where there is a network, `hf download {name}{at} --local-dir FOLDER` makes "
+            "one."
         ) from error
     except (OSError, ValueError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
@@ -68,7 +72,7 @@ def load_dual_encoder(
         half.encoder.load_state_dict(side_tensors(tensors, half.side))
         _align(tower.embeddings.projection, half.own_projection)
     if link or (link is None and not is_folder(encoder)):
-        config.encoder_source, config.encoder_revision = encoder, commit.get("revision")
+        config.encoder_source, config.encoder_revision = name, commit.get("revision")
         config.encoder_digest, config.encoder_subfolder = digest_of(tensors), commit.get("subfolder")
         if config.encoder_revision is None:
             raise CheckpointError(

@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedConfig
 
 from cmfah_hf.atomic import write_text
 from cmfah_hf.data import resolve_data_path
@@ -20,6 +20,7 @@ from cmfah_hf.errors import CheckpointError, CMFAHError
 from cmfah_hf.hub.model_folder import SETTINGS_NAME
 from cmfah_hf.methods import Objective, ObjectiveConfig, objective_class, registered_methods
 from cmfah_hf.models import MODELS, CMFAHConfig
+from cmfah_hf.models.dual_encoder import dual_encoder_class
 from cmfah_hf.models.remote_code import remote_code
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments, DataArguments
 from cmfah_hf.training.settings.bundled import find_configuration
@@ -97,6 +98,8 @@ class Run:
         try:
             with remote_code(self.data.trust_remote_code):
                 config = self.config_class(**self.model_settings)
+                if isinstance(config.dual_encoder_config, PreTrainedConfig):
+                    dual_encoder_class(config.dual_encoder_config)
             self.objective_config().apply_to(config)
             return config
         except CMFAHError:

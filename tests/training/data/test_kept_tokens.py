@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from dual_encoders import _tokenizer, write_dual_encoder
+from dual_encoders import write_dual_encoder, write_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel
 
@@ -30,7 +30,7 @@ def text_folder(tmp_path_factory):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     BertModel(BertConfig(**sizes, vocab_size=300, max_position_embeddings=16)).save_pretrained(folder)
-    _tokenizer("[PAD]", "[BOS]", "[EOS]", "[UNK]").save_pretrained(folder)
+    write_tokenizer("BertTokenizer", folder)
     return folder
 
 
@@ -125,7 +125,8 @@ def test_tables_of_one_encoder_are_joined(encoder):
     assert both.spans.keys() == set(TEXTS)
     for table in (one, other):
         texts = list(table.spans)
-        assert all(torch.equal(found, table(texts)[name]) for name, found in both(texts).items())
+        for name, found in both(texts).items():  # a text that both hold was encoded in two batches
+            torch.testing.assert_close(found, table(texts)[name], atol=2e-3, rtol=0)
 
 
 def test_tokens_of_another_encoder_are_refused(encoder):
