@@ -21,7 +21,8 @@ _TEXT = {
 _BOTH = {"text_config": _TEXT, "vision_config": _VISION, "projection_dim": 24}
 _WITHOUT_SIZE = {name: value for name, value in _VISION.items() if name != "image_size"} | {"num_patches": 16}
 _STAGES = {"depths": [2, 1, 1], "num_group_tokens": [4, 4, 0], "num_output_groups": [4, 4, 0]}
-_CONVOLUTIONS = {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.1}
+# With weights of the usual size, the vectors of all images are equal.
+_CONVOLUTIONS = {"image_size": 64, "width_coefficient": 0.25, "depth_coefficient": 0.1, "initializer_range": 0.3}
 _JOINT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
 
 # The class that the `tokenizer_config.json` of published models names, and the special tokens with the ids 0 to 4.
