@@ -87,8 +87,9 @@ def hub_file(
 
 def folder_instead(repo_id: str, kind: str = "model") -> str:
     """The advice to give a folder where the Hub cannot be reached, and how to make it."""
-    option = "" if kind == "model" else f" --repo-type {kind}"
-    return f"Or give a folder; where there is a network, `hf download {repo_id}{option} --local-dir FOLDER` makes one."
+    name, _, revision = repo_id.partition("@")
+    option = ("" if kind == "model" else f" --repo-type {kind}") + (f" --revision {revision}" if revision else "")
+    return f"Or give a folder; where there is a network, `hf download {name}{option} --local-dir FOLDER` makes one."
 
 
 def hub_failure(

@@ -9,7 +9,9 @@ from cmfah_hf.cli.options import DoneAsJson, RemoteCode
 
 
 def compress(
-    encoder: Annotated[str, typer.Argument(help="A dual encoder, such as a CLIP or SigLIP: a folder or a Hub id.")],
+    encoder: Annotated[
+        str, typer.Argument(help="A dual encoder, such as a CLIP or SigLIP: a folder, or a Hub id, also NAME@REVISION.")
+    ],
     images: Annotated[str, typer.Argument(help="A folder of images, or a data set: a folder, a file or a Hub id.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder of the new model.")],
     bits: Annotated[int, typer.Option(help="Bits of a code; a multiple of 8.")] = 64,

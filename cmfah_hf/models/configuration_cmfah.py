@@ -10,7 +10,7 @@ from transformers.utils import CONFIG_NAME
 
 from .configuration_files import checked_settings
 from .model_files import ModelFileError, find_file, hub_arguments, is_file, read_object
-from .named_encoders import configuration_of, image_size_of, resolve_backbone
+from .named_encoders import check_kind, configuration_of, image_size_of, resolve_backbone
 from .remote_code import remote_code
 
 ATTENTION_VARIANTS = ("both", "image", "text", "none")
@@ -67,16 +67,16 @@ class CMFAHConfig(PreTrainedConfig):
         freeze_word_vectors (`bool`, defaults to `False`):
             Whether the word table is not trained.
         text_backbone (`str`, *optional*):
-            A folder or Hub id of a text model of `transformers`, which replaces word table and TextCNN. It is resolved
-            once, into `text_backbone_config`.
+            A folder or Hub id of a text model of `transformers`, which replaces word table and TextCNN. An id may have
+            a revision, `NAME@REVISION`. It is resolved once, into `text_backbone_config`.
         text_backbone_config (`dict | PreTrainedConfig`, *optional*):
             The configuration of a text model; it takes precedence over `text_backbone`.
         freeze_text_backbone (`bool`, defaults to `True`):
             Whether the text backbone is not trained.
         dual_encoder (`str`, *optional*):
             A folder or Hub id of a dual encoder of `transformers` (CLIP, SigLIP and their kin), or of one in a model of
-            sentence-transformers, which replaces both backbones and `image_size`. It is resolved once, into
-            `dual_encoder_config`.
+            sentence-transformers, which replaces both backbones and `image_size`. An id may have a revision,
+            `NAME@REVISION`. It is resolved once, into `dual_encoder_config`.
         dual_encoder_config (`dict | PreTrainedConfig`, *optional*):
             The configuration of a dual encoder; it takes precedence over all other encoders.
         pooled_dim (`int`, *optional*):
@@ -209,6 +209,9 @@ class CMFAHConfig(PreTrainedConfig):
         for name in FORMER_SETTINGS & kwargs.keys():
             raise ValueError(f"{name} is a setting of the objective, not of the towers; give it to the objective's.")
         super().__post_init__(**kwargs)
+        for name in self.sub_configs_defaults:
+            if isinstance(getattr(self, name), PreTrainedConfig):
+                check_kind(name, getattr(self, name))
         if isinstance(self.text_backbone_config, PreTrainedConfig):
             self._follow_text_backbone(self.text_backbone_config)
         if isinstance(self.dual_encoder_config, PreTrainedConfig):
@@ -241,8 +244,6 @@ class CMFAHConfig(PreTrainedConfig):
     def _follow_dual_encoder(self, encoder: PreTrainedConfig) -> None:
         """Sets the sizes of a dual encoder. Its `pad_token_id` is that of its tokenizer, which is not always there."""
         text = encoder.get_text_config()
-        if not hasattr(text, "vocab_size"):
-            raise ValueError(f"A {encoder.model_type} model encodes no texts; give a dual encoder, such as a CLIP.")
         self.vocab_size, self.word_dim, self.unk_token_id = text.vocab_size, text.hidden_size, None
         sizes = (getattr(encoder, "projection_dim", None), getattr(text, "projection_size", None), text.hidden_size)
         if self.pooled_dim is None:

@@ -19,7 +19,7 @@ from .configuration_cmfah import CMFAHConfig
 from .configuration_files import UNFIT
 from .model_files import ModelFileError
 from .remote_code import is_remote, remote_class
-from .safe_weights import add_to_digest, find_weights, read_weights
+from .safe_weights import add_to_digest, encoder_weights, read_weights
 
 Side = Literal["image", "text"]
 
@@ -106,7 +106,7 @@ def read_encoder(config: PreTrainedConfig, source: str, hub: Mapping[str, Any]) 
     loaded, report = loader.from_pretrained(
         None,
         config=config,
-        state_dict=read_weights(find_weights(source, None, dict(hub))),
+        state_dict=read_weights(encoder_weights(source, dict(hub))),
         dtype=torch.float32,
         output_loading_info=True,
         ignore_mismatched_sizes=True,

@@ -41,8 +41,16 @@ def is_file(source: Any) -> bool:
     return os.path.isfile(source)  # noqa: PTH113
 
 
+def split_revision(source: Any) -> tuple[str, dict[str, Any]]:
+    """The Hub id in `NAME@REVISION`, and the revision as an argument of `from_pretrained`; a folder has none."""
+    name, at, revision = str(source).partition("@")
+    return (str(source), {}) if is_folder(source) or not at else (name, {"revision": revision})
+
+
 def find_file(source: Any, name: str, hub: dict[str, Any]) -> Path | None:
     """The path of a file of a model, a folder or Hub id, downloaded if necessary; None if it does not exist.
+
+    A Hub id may have a revision, `NAME@REVISION`; one in `hub` takes precedence.
 
     Raises:
         ModelFileError: If it is not a regular file, or its name or a link leads out of the folder.
@@ -51,7 +59,8 @@ def find_file(source: Any, name: str, hub: dict[str, Any]) -> Path | None:
     if not is_folder(source):
         from transformers.utils import cached_file  # takes long to import, and a folder does not need it
 
-        found = cached_file(str(source), name, _raise_exceptions_for_missing_entries=False, **hub)
+        place, revision = split_revision(source)
+        found = cached_file(place, name, _raise_exceptions_for_missing_entries=False, **{**revision, **hub})
         return None if found is None else Path(found)
     path = Path(source, hub.get("subfolder") or "", name)
     if not os.path.lexists(path):

@@ -17,7 +17,7 @@ from .backbone_tokenizer import load_backbone_tokenizer, tokenizer_of_backbone
 from .configuration_cmfah import CMFAHConfig
 from .image_modes import to_rgb
 from .image_settings import load_image_processor
-from .model_files import ModelFileError, find_file, hub_arguments, pinned, read_object
+from .model_files import ModelFileError, find_file, hub_arguments, pinned, read_object, split_revision
 from .remote_code import is_remote
 from .sentence_files import check_prompt, sentence_settings
 from .similar_words import check_unknown_words
@@ -51,7 +51,8 @@ def backbone_normalization(config: CMFAHConfig) -> tuple[Sequence[float], Sequen
     if backbone_config.name_or_path:
         from transformers import AutoImageProcessor
 
-        image_processor = AutoImageProcessor.from_pretrained(backbone_config.name_or_path, trust_remote_code=False)
+        name, revision = split_revision(backbone_config.name_or_path)
+        image_processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False, **revision)
         return image_processor.image_mean, image_processor.image_std
     return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -139,7 +140,7 @@ class CMFAHProcessor(ProcessorMixin, TextReader):
         """
         if isinstance(config.dual_encoder_config, PreTrainedConfig):
             sentence = sentence_settings(config.dual_encoder_config.name_or_path, dual=True)
-            tokenizer = tokenizer_of_backbone(config.dual_encoder_config, sentence)
+            tokenizer = tokenizer_of_backbone(config.dual_encoder_config, sentence, dual=True)
             image_processor = _dual_image_processor(config, sentence.location)
             return cls(image_processor, tokenizer, word_level=False, text_prompt=sentence.prompt)
         if not isinstance(config.text_backbone_config, PreTrainedConfig):
@@ -355,7 +356,8 @@ def _dual_image_processor(config: CMFAHConfig, location: dict[str, str]) -> Imag
     assert isinstance(encoder, PreTrainedConfig)
     if not encoder.name_or_path:
         raise ValueError("dual_encoder_config names no source of an image processor; give dual_encoder.")
-    found = AutoImageProcessor.from_pretrained(encoder.name_or_path, trust_remote_code=is_remote(encoder), **location)
+    name, revision = split_revision(encoder.name_or_path)
+    found = AutoImageProcessor.from_pretrained(name, trust_remote_code=is_remote(encoder), **revision, **location)
     settings = json.loads(found.to_json_string())  # `to_dict` holds tuples
     try:
         return load_image_processor(settings, Path(encoder.name_or_path), {})

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -24,7 +26,7 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import PrefixChange, WeightConverter, WeightRenaming
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from .model_files import ModelFileError, find_file, is_file, read_object
+from .model_files import ModelFileError, find_file, is_file, is_folder, read_object, split_revision
 
 # Alignment in bytes of tensors that PyTorch allocates on a CPU.
 _ALIGNMENT = 64
@@ -35,12 +37,21 @@ _FURTHER_ELEMENTS = 2**27
 _TYPES = {torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.bool}
 
 
+# The account of the Hub that opens pull requests with converted weights.
+_CONVERTER = "SFconvertbot"
+
+
+class MissingWeightsError(OSError):
+    """A folder or repository without weights as safetensors."""
+
+
 def find_weights(source: Any, variant: str | None, hub: dict[str, Any]) -> list[Path]:
     """The safetensors files with the weights of a model: a folder, a Hub id, or such a file.
 
     Raises:
         ModelFileError: If the index of the files is damaged, or names anything but safetensors next to it.
-        OSError: If there are none, or the repository cannot be reached.
+        MissingWeightsError: If there are none.
+        OSError: If the repository cannot be reached.
     """
     if is_file(source):
         if not str(source).endswith(".safetensors"):
@@ -54,7 +65,7 @@ def find_weights(source: Any, variant: str | None, hub: dict[str, Any]) -> list[
         return [found]
     index = find_file(source, index_name, hub)
     if index is None:
-        raise OSError(
+        raise MissingWeightsError(
             f"{source} has no weights as safetensors ({name}), and pickles are never loaded; ask for the model in that "
             "format, or save it again."
         )
@@ -65,6 +76,63 @@ def find_weights(source: Any, variant: str | None, hub: dict[str, Any]) -> list[
             raise ModelFileError(f"{index} names {name}, which is not there; restore it, or save the model again.")
         files.append(shard)
     return files
+
+
+def encoder_weights(source: Any, hub: dict[str, Any]) -> list[Path]:
+    """As `find_weights`, of a published encoder: where the main branch has only pickles, those of the Hub's conversion.
+
+    The Hub converts models by a pull request, whose commit is in the paths of the files.
+
+    Raises:
+        ModelFileError: If the index of the files is damaged, or names anything but safetensors next to it.
+        OSError: If there are none, or the repository cannot be reached.
+    """
+    name, named = split_revision(source)
+    try:
+        return find_weights(source, None, hub)
+    except MissingWeightsError:
+        if is_folder(source) or is_file(source):
+            raise
+        is_main = not named and "revision" not in hub
+        commit = _conversion_of(name, hub.get("token")) if is_main else None
+        if commit is None:
+            where = "main branch" if is_main else "revision"
+            raise OSError(
+                f"{source} has no weights as safetensors in its {where}, pickles are never loaded, and there is no "
+                f"conversion of them by the Hub; give another revision, as {name}@refs/pr/1, or a folder"
+            ) from None
+    return find_weights(name, None, {**hub, "revision": commit})
+
+
+def _conversion_of(repo_id: str, token: Any) -> str | None:
+    """The commit of an open pull request with the Hub's conversion to safetensors, next to the same pickles as in main.
+
+    Pull requests of others are not used, because anyone can open one.
+    """
+    api = HfApi(token=token)
+    try:
+        requests = list(
+            api.get_repo_discussions(
+                repo_id, author=_CONVERTER, discussion_type="pull_request", discussion_status="open"
+            )
+        )
+    except HfHubHTTPError as error:
+        if error.response.status_code in (403, 404):  # the repository has no discussions
+            return None
+        raise
+    wanted = _pickles(api.model_info(repo_id, files_metadata=True))
+    for request in requests:
+        if request.author == _CONVERTER and request.is_pull_request and request.status == "open":
+            found = api.model_info(repo_id, revision=request.git_reference, files_metadata=True)
+            if wanted and _pickles(found) == wanted:
+                return found.sha
+    return None
+
+
+def _pickles(info: Any) -> dict[str, str | None]:
+    """The pickled weights of a revision, by name, with the ids of their content."""
+    files = info.siblings or []
+    return {file.rfilename: file.blob_id for file in files if file.rfilename.endswith(".bin")}
 
 
 def shard_names(index: Path) -> list[str]:

@@ -1,9 +1,8 @@
 """Published weights of the backbones, and word vectors for the word table."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -17,8 +16,8 @@ from cmfah_hf.errors import CheckpointError
 from cmfah_hf.models import CMFAHConfig, CMFAHImageModel, CMFAHTextModel
 from cmfah_hf.models.configuration_files import TORCHVISION_BACKBONES
 from cmfah_hf.models.dual_encoder import Side, read_encoder, side_tensors
-from cmfah_hf.models.model_files import ModelFileError, find_file
-from cmfah_hf.models.safe_weights import find_weights, read_weights
+from cmfah_hf.models.model_files import ModelFileError, find_file, split_revision
+from cmfah_hf.models.safe_weights import encoder_weights, read_weights
 from cmfah_hf.models.text_encoder import CMFAHTextBackbone
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
 from cmfah_hf.training.encoder_sources import WEIGHTS_NAME, EncoderLink, encoder_facts, link_to, located
@@ -129,7 +128,7 @@ def load_text_backbone_weights(text_model: CMFAHTextModel) -> EncoderLink | None
     if not place:
         logger.warning("text_backbone_config names no source of its weights, so they are random; give text_backbone.")
         return None
-    _fill(backbone, _transformers_weights(backbone, place, located(place)), place)
+    _fill(backbone, _transformers_weights(backbone, place, located), place)
     return None
 
 
@@ -158,9 +157,12 @@ def _local_file(source: str) -> Path | None:
 
 
 def _transformers_weights(
-    backbone: PreTrainedModel, source: str, location: Mapping[str, str] = MappingProxyType({})
+    backbone: PreTrainedModel, source: str, locate: Callable[[str], dict[str, Any]] = lambda _: {}
 ) -> dict[str, torch.Tensor]:
-    """The tensors of a backbone in a folder or on the Hub, where it may be part of a larger model."""
+    """The tensors of a backbone in a folder or on the Hub, where it may be part of a larger model.
+
+    `locate` gives the arguments of `from_pretrained` for the source.
+    """
     if backbone.config.model_type == "timm_backbone":
         return _timm_weights(backbone, source)
     # Not with `AutoBackbone`, which asks timm if the Hub does not answer, and not by the name of the folder, in which
@@ -170,7 +172,7 @@ def _transformers_weights(
         loaded: Any = type(backbone).from_pretrained(  # its hint has no `output_loading_info`
             None,
             config=backbone.config,
-            state_dict=read_weights(find_weights(source, None, dict(location))),
+            state_dict=read_weights(encoder_weights(source, locate(source))),
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -199,7 +201,8 @@ def _misfit(source: str, name: str, shape: Sequence[int], wanted: Sequence[int])
 
 def _hub_file(source: str) -> str:
     try:
-        return hf_hub_download(source, WEIGHTS_NAME)
+        name, revision = split_revision(source)
+        return hf_hub_download(name, WEIGHTS_NAME, **revision)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(

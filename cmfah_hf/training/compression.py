@@ -131,7 +131,7 @@ def compress(
     Images are read once, in batches; their vectors wait in a temporary file, so memory does not depend on their number.
 
     Args:
-        encoder: A folder or Hub id of a dual encoder, such as a CLIP.
+        encoder: A folder or Hub id of a dual encoder, such as a CLIP. An id may have a revision, `NAME@REVISION`.
         source: A folder of images, a file, or whatever `load_image_text` takes.
         output: The folder of the new model, which replaces an earlier compressed one.
         bits: `K`.

@@ -49,8 +49,9 @@ def load_dual_encoder(
             assert isinstance(config.dual_encoder_config, PreTrainedConfig)
             processor = CMFAHProcessor.from_backbones(config)
             config.pad_token_id = processor.tokenizer.pad_token_id
-            location = located(encoder, dual=True)
-            tensors = read_encoder(config.dual_encoder_config, encoder, location)
+            place = config.dual_encoder_config.name_or_path
+            location = located(place, dual=True)
+            tensors = read_encoder(config.dual_encoder_config, place, location)
         model = CMFAHModel(config).eval()
     except RemoteCodeError as error:
         raise CheckpointError(str(error)) from error

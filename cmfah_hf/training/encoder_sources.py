@@ -18,7 +18,8 @@ from cmfah_hf.hub.finished_run import is_repo_id, last_part
 from cmfah_hf.hub_access import hub_errors, hub_file
 from cmfah_hf.models import CMFAHConfig
 from cmfah_hf.models.dual_encoder import digest_of
-from cmfah_hf.models.model_files import find_file, is_folder, pinned
+from cmfah_hf.models.model_files import find_file, is_folder, pinned, split_revision
+from cmfah_hf.models.safe_weights import encoder_weights
 from cmfah_hf.models.sentence_files import sentence_settings
 
 logger = logging.getLogger(__name__)
@@ -53,17 +54,19 @@ def located(encoder: str, dual: bool = False) -> dict[str, Any]:
 
     Raises:
         ModelFileError: If a file is damaged, or an encoder of sentence-transformers has other modules.
-        OSError: If the Hub cannot be reached.
+        OSError: If there are no safetensors, or the Hub cannot be reached.
     """
     location = sentence_settings(encoder, dual).location
-    return pinned(encoder, find_file(encoder, CONFIG_NAME, location), location)
+    # That of the weights: the Hub's conversion to safetensors has a commit of its own.
+    return pinned(encoder, encoder_weights(encoder, location)[0], location)
 
 
 def link_to(encoder: str, location: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> EncoderLink | None:
     """The link to a dual encoder that `located` found; None if it is a folder, or has no owner on the Hub."""
-    if is_folder(encoder) or not is_repo_id(encoder) or "revision" not in location:
+    name, _ = split_revision(encoder)
+    if is_folder(encoder) or not is_repo_id(name) or "revision" not in location:
         return None
-    return EncoderLink(encoder, location["revision"], digest_of(tensors), location.get("subfolder"))
+    return EncoderLink(name, location["revision"], digest_of(tensors), location.get("subfolder"))
 
 
 def link_encoder(model: Any, link: EncoderLink | None) -> None:
@@ -113,7 +116,8 @@ def encoder_facts(encoder: str, of: str, dual: bool = False) -> dict[str, str | 
         card = file_of(local / CARD_NAME)
         name = last_part(str(local.resolve()))
         return {"of": of, "name": name, "revision": None, "license": None if card is None else license_in(card)}
-    found = {"of": of, "name": encoder, "revision": None, "license": None}
+    repo_id, _ = split_revision(encoder)
+    found = {"of": of, "name": repo_id, "revision": None, "license": None}
     if "/" not in encoder and of == "images":  # of torchvision or timm
         return found
     with hub_errors(encoder):
@@ -122,7 +126,7 @@ def encoder_facts(encoder: str, of: str, dual: bool = False) -> dict[str, str | 
             if "revision" not in location:
                 location = pinned(encoder, find_file(encoder, name, location), location)
     revision = location.get("revision")
-    return found | {"revision": revision, "license": _license_on_hub(encoder, revision)}
+    return found | {"revision": revision, "license": _license_on_hub(repo_id, revision)}
 
 
 def _license_on_hub(encoder: str, revision: str | None) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from transformers import BertConfig
+from transformers import BertConfig, CLIPConfig, LlavaConfig, ViTConfig
 
 from cmfah_hf.cli import main
 from cmfah_hf.errors import CMFAHError
@@ -68,7 +68,8 @@ def files(trained, tmp_path_factory, write_config):
     for number in range(2):
         (root / "unreadable" / f"im{number}.png").write_bytes(b"broken")
 
-    BertConfig().save_pretrained(root / "bert")
+    for config in (BertConfig(), CLIPConfig(), LlavaConfig(), ViTConfig()):
+        config.save_pretrained(root / config.model_type)
     for name, file in (("half-model", "model.safetensors"), ("no-words", "tokenizer.json")):
         shutil.copytree(trained.folder, root / name, ignore=shutil.ignore_patterns("checkpoint-*", "plots"))
         if name == "half-model":
@@ -294,6 +295,26 @@ CASES = {
     "train: a backbone from nowhere": (
         "train {config} --backbone nobody/nothing {out}",
         ["'nobody/nothing' is no backbone of torchvision, of timm, in a folder or on the Hub"],
+    ),
+    "train: a text model as dual encoder": (
+        "train {config} --dual_encoder {bert} {out}",
+        ["dual_encoder: a bert model encodes no images; give a dual encoder"],
+    ),
+    "train: a model that generates text as dual encoder": (
+        "train {config} --dual_encoder {llava} {out}",
+        ["a llava model encodes no texts into a common space; give a dual encoder"],
+    ),
+    "train: a dual encoder as text model": (
+        "train {config} --text_backbone {clip} {out}",
+        ["text_backbone: a clip model encodes images too; give it as dual_encoder"],
+    ),
+    "train: an image model as text model": (
+        "train {config} --text_backbone {vit} {out}",
+        ["text_backbone: a vit model encodes no texts; give a text model"],
+    ),
+    "train: a text model as image backbone": (
+        "train {config} --backbone {clip} {out}",
+        ["backbone: a clip model is no image backbone; give one"],
     ),
     "compress: an encoder of the Hub without a network": (
         "compress nobody/nothing {bare} --output {root}/out",

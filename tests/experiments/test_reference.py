@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from dual_encoders import _tokenizer
-from transformers import BertConfig, BertModel
+from dual_encoders import write_tokenizer
+from transformers import BertConfig, BertModel, BertTokenizer
 
 from cmfah_hf.evaluation.levels import relevance
 from cmfah_hf.experiments import features
@@ -132,12 +132,11 @@ def test_texts_of_a_text_backbone_are_the_means_of_its_tokens(tmp_path):
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     bert = BertModel(BertConfig(**sizes, vocab_size=300, max_position_embeddings=16)).eval()
     bert.save_pretrained(tmp_path)
-    tokenizer = _tokenizer("[PAD]", "[BOS]", "[EOS]", "[UNK]")
-    tokenizer.save_pretrained(tmp_path)
+    write_tokenizer("BertTokenizer", tmp_path)
     texts = ["a dog on the beach", "sea"]
     found = features.mean_tokens(CMFAHConfig(text_backbone=str(tmp_path), image_feature_dim=4), texts)
     for row, text in zip(found, texts, strict=True):
-        ids = tokenizer(text, return_tensors="pt")["input_ids"]
+        ids = BertTokenizer.from_pretrained(tmp_path)(text, return_tensors="pt")["input_ids"]
         with torch.no_grad():
             mean = bert(input_ids=ids).last_hidden_state[0].mean(dim=0).numpy()
         np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-5)

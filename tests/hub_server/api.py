@@ -6,6 +6,7 @@ import json
 import re
 import secrets
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlencode
 
@@ -55,6 +56,7 @@ class ApiHandler(Handler):
             "GET tree": lambda it: self._tree(it, first, below),
             "POST paths-info": lambda it: self._paths_info(it.commit_of(first)),
             "GET refs": self._refs,
+            "GET discussions": self._discussions,
             "GET commits": lambda it: json_answer([_described(commit) for commit in it.history(first)]),
         }
         writes: dict[str, Callable[[Repository], Answer]] = {
@@ -192,8 +194,16 @@ class ApiHandler(Handler):
         def refs(named: dict[str, str], folder: str) -> list[dict[str, str]]:
             return [{"name": n, "ref": f"refs/{folder}/{n}", "targetCommit": oid} for n, oid in sorted(named.items())]
 
-        branches = refs(repository.branches, "heads")
+        named = {name: oid for name, oid in repository.branches.items() if not name.startswith("refs/")}
+        branches = refs(named, "heads")
         return json_answer({"branches": branches, "converts": [], "tags": refs(repository.tags, "tags")})
+
+    def _discussions(self, repository: Repository) -> Answer:
+        shown = {"createdAt": repository.commit_of(MAIN).date, "isPullRequest": True, "status": "open"}
+        shown["repo"] = {"name": repository.id, "type": repository.kind}
+        numbered = [{**asdict(request), "num": number} for number, request in enumerate(repository.requests, start=1)]
+        found = [{**each, **shown, "author": {"name": each["author"]}} for each in numbered]
+        return json_answer({"discussions": found, "count": len(found), "start": 0})
 
     def _add_branch(self, repository: Repository, name: str) -> Answer:
         if name in repository.branches:

@@ -12,7 +12,7 @@ from hub_server.api import ApiHandler
 from hub_server.connection import Answer
 from hub_server.faults import Fault, Faults, Record, Request
 from hub_server.storage import Signer, StorageHandler
-from hub_server.store import MAIN, Commit, Entry, Store, User, is_large, small_entry
+from hub_server.store import MAIN, Commit, Entry, PullRequest, Store, User, is_large, small_entry
 
 USERS = {
     "hf_writer": User("me", ("org",)),
@@ -129,6 +129,17 @@ class HubServer:
         for path, content in files.items():
             entries[path] = self.entry(path, content)
         return repository.add_commit(MAIN, entries, "Add files", "", "hub")
+
+    def open_pull_request(
+        self, id: str, files: dict[str, bytes], title: str, author: str, kind: str = "dataset"
+    ) -> Commit:
+        """A pull request with these files in one commit on that of the main branch."""
+        repository = self.store.repositories[kind, id]
+        repository.requests.append(PullRequest(title, author))
+        branch, main = f"refs/pr/{len(repository.requests)}", repository.commit_of(MAIN)
+        repository.branches[branch] = main.oid
+        entries = dict(main.files) | {path: self.entry(path, content) for path, content in files.items()}
+        return repository.add_commit(branch, entries, title, "", author)
 
     def add_folder(self, id: str, folder: Path, kind: str = "dataset", private: bool = False) -> Commit:
         """The same, of all files below a folder."""

@@ -64,6 +64,14 @@ class Commit:
         return _trees(self.files)
 
 
+@dataclass(frozen=True)
+class PullRequest:
+    """An open pull request; its commits are those of the branch `refs/pr/NUMBER`."""
+
+    title: str
+    author: str
+
+
 @dataclass
 class Repository:
     id: str
@@ -74,6 +82,7 @@ class Repository:
     commits: dict[str, Commit] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    requests: list[PullRequest] = field(default_factory=list)
 
     @property
     def namespace(self) -> str:

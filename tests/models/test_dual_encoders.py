@@ -84,6 +84,47 @@ def test_vectors_are_those_of_the_encoder_itself(family):
         torch.testing.assert_close(found, torch.nn.functional.normalize(vectors), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("family", ALL)
+@torch.no_grad()
+def test_vector_of_a_text_does_not_depend_on_its_batch(family, tmp_path):
+    encoder = write_dual_encoder(family, tmp_path / "encoder")
+    processor = CMFAHProcessor.from_backbones(CMFAHConfig(dual_encoder=str(encoder)))
+    model, texts = towers_of(family), ["a dog", "two birds in the sky", "", "a boat on the sea, and two dogs"]
+    together = model.text_model.embeddings(**processor(text=texts, return_tensors="pt"))
+    for text, pooled, tokens, mask in zip(texts, together.pooled, together.positions, together.mask, strict=True):
+        alone = model.text_model.embeddings(**processor(text=[text], return_tensors="pt"))
+        torch.testing.assert_close(alone.pooled[0], pooled, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(alone.positions[0][alone.mask[0]], tokens[mask], atol=1e-5, rtol=1e-4)
+
+
+def test_tokenizers_of_sentencepiece_are_read_from_their_json_alone(tmp_path):
+    encoder = write_dual_encoder("siglip", tmp_path / "encoder")
+    assert json.loads((encoder / "tokenizer_config.json").read_text())["tokenizer_class"] == "SiglipTokenizer"
+    config = CMFAHConfig(dual_encoder=str(encoder))
+    assert CMFAHProcessor.from_backbones(config)(text=["A dog"]).input_ids == [[5, 9, 2]]
+    (encoder / "tokenizer.json").unlink()
+    (encoder / "spiece.model").write_bytes(b"pieces")
+    with pytest.raises(ModelFileError, match=r"has no tokenizer\.json") as refused:
+        CMFAHProcessor.from_backbones(config)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_long_texts_use_all_positions(family, tmp_path):
+    """Also if the tokenizer does not say how many there are; only those of XLM-RoBERTa begin after the padding's id."""
+    encoder = write_dual_encoder(family, tmp_path / "encoder")
+    for name, key in (("tokenizer_config.json", "model_max_length"), ("config.json", "pad_token_id")):
+        content = json.loads((encoder / name).read_text())
+        settings = content.get("text_config", content)
+        settings[key] = 1 if key == "pad_token_id" else 10**30
+        (encoder / name).write_text(json.dumps(content))
+    config = CMFAHConfig(dual_encoder=str(encoder))
+    processor = CMFAHProcessor.from_backbones(config)
+    made = processor(text=["two birds in the sky " * 20], return_tensors="pt")
+    assert made["input_ids"].shape[1] == (20 - 2 if family == "altclip" else 16)
+    CMFAHModel(config).get_text_hash(**made)
+
+
 @torch.no_grad()
 def test_positions_count_beside_the_vectors_unless_they_are_switched_off():
     pixels = torch.randn(2, 3, 32, 32)

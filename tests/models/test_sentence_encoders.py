@@ -135,5 +135,5 @@ def test_a_model_of_texts_alone_is_refused(tmp_path):
     )
     module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
     (tmp_path / "modules.json").write_text(json.dumps([module]))
-    with pytest.raises(CheckpointError, match="a bert model encodes no images and no texts into a common space"):
+    with pytest.raises(CheckpointError, match="a bert model encodes no images; give a dual encoder"):
         load_dual_encoder(str(tmp_path), 16)

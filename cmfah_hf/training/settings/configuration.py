@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from huggingface_hub.errors import HTTPError, StrictDataclassError
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedConfig
 
 from cmfah_hf.atomic import write_text
 from cmfah_hf.data import resolve_data_path
@@ -23,6 +23,7 @@ from cmfah_hf.hub_access import folder_instead, hub_failure
 from cmfah_hf.hub_requests import READING, limited
 from cmfah_hf.methods import Objective, ObjectiveConfig, objective_class, registered_methods
 from cmfah_hf.models import MODELS, CMFAHConfig
+from cmfah_hf.models.dual_encoder import dual_encoder_class
 from cmfah_hf.models.remote_code import remote_code
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments, DataArguments
 from cmfah_hf.training.settings.bundled import find_configuration
@@ -103,6 +104,8 @@ class Run:
             settings = self.model_settings
             with remote_code(self.data.trust_remote_code), limited(READING) as watch:
                 config = self.config_class(**settings)
+                if isinstance(config.dual_encoder_config, PreTrainedConfig):
+                    dual_encoder_class(config.dual_encoder_config)
             self.objective_config().apply_to(config)
             return config
         except CMFAHError:

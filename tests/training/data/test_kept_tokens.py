@@ -119,7 +119,8 @@ def test_tables_of_one_encoder_are_joined(encoder):
     assert both.spans.keys() == set(TEXTS)
     for table in (one, other):
         texts = list(table.spans)
-        assert all(torch.equal(found, table(texts)[name]) for name, found in both(texts).items())
+        for name, found in both(texts).items():  # a text that both hold was encoded in two batches
+            torch.testing.assert_close(found, table(texts)[name], atol=2e-3, rtol=0)
 
 
 def test_tokens_of_another_encoder_are_refused(encoder):
