@@ -60,14 +60,15 @@ def _saved_tokenizer(place: str, remote: bool, location: dict[str, str]) -> PreT
     from transformers import AutoTokenizer
 
     lacking, (name, revision) = None, split_revision(place)
+    at: dict[str, Any] = {**revision, **location}
     try:
-        found = AutoTokenizer.from_pretrained(name, trust_remote_code=remote, **revision, **location)
+        found = AutoTokenizer.from_pretrained(name, trust_remote_code=remote, **at)
     except ImportError as error:
         found, lacking = None, error
     if isinstance(found, PreTrainedTokenizerFast):
         return found
     if find_file(place, "tokenizer.json", location) is not None:
-        return PreTrainedTokenizerFast.from_pretrained(name, **revision, **location)
+        return PreTrainedTokenizerFast.from_pretrained(name, **at)
     if lacking is not None:
         reason = " ".join(str(lacking).split())[:200]
         raise ModelFileError(

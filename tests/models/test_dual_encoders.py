@@ -217,13 +217,13 @@ def test_weights_of_a_named_encoder_are_fetched_and_checked(tmp_path, monkeypatc
         assert not any("backbone" in name for name in saved.keys())  # noqa: SIM118  # no mapping
     place = encoder
 
-    def fetched(source, variant, hub):
-        return [place / "model.safetensors"] if source == "org/clip" else original(source, variant, hub)
+    def fetched(source, hub):
+        return [place / "model.safetensors"] if source == "org/clip" else original(source, hub)
 
     from cmfah_hf.models import dual_encoder
 
-    original = dual_encoder.find_weights
-    monkeypatch.setattr(dual_encoder, "find_weights", fetched)
+    original = dual_encoder.encoder_weights
+    monkeypatch.setattr(dual_encoder, "encoder_weights", fetched)
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = model.get_image_hash(pixels)
