@@ -23,7 +23,6 @@ from cmfah_hf.retrieval.fingerprint import fingerprint_of
 from cmfah_hf.training.data.streams import PairStream
 from cmfah_hf.training.evaluate import EncodedPairs, encode_pairs, inputs_for
 from cmfah_hf.training.preparation import PreparedRun
-from cmfah_hf.training.task import without_augmentation
 from cmfah_hf.training.trainer import CMFAHTrainer
 
 logger = logging.getLogger(__name__)
@@ -47,7 +46,6 @@ def validation_calibration(trainer: CMFAHTrainer, prepared: PreparedRun) -> Cali
     for name in ("validation", "validation_database"):
         if (pairs := prepared.pairs.splits.get(name)) is not None:
             pairs = pairs if isinstance(pairs, PairStream) else pairs.select(spread(len(pairs), MOST_ITEMS))
-            pairs = without_augmentation(pairs)
             sides[name] = coded(
                 encode_pairs(model, processor, pairs, prepared.text_column, expander=prepared.expander, tokens=tokens)
             )

@@ -29,7 +29,7 @@ from cmfah_hf.training.data.pairs import as_arrays
 from cmfah_hf.training.data.region_cache import keep_regions
 from cmfah_hf.training.data.streams import PairStream
 from cmfah_hf.training.dual_encoders import EncoderVectors
-from cmfah_hf.training.task import reads_text_features
+from cmfah_hf.training.task import reads_text_features, without_augmentation
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def encode_pairs(
     captions = captions and not given
     collator = PairCollator(processor, None, text_column, expander=expander, tokens=tokens, text_features=given)
     # An unreadable image ends a stream that `datasets` decodes; a `PairStream` leaves it out.
-    pairs = PairStream(pairs) if isinstance(pairs, datasets.IterableDataset) else pairs
+    pairs = PairStream(pairs) if isinstance(pairs, datasets.IterableDataset) else without_augmentation(pairs)
 
     def collate(rows):
         if captions:

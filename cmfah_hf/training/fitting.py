@@ -13,7 +13,6 @@ from cmfah_hf.models import CMFAHModel, CMFAHProcessor
 from cmfah_hf.training.dual_encoders import EncoderVectors
 from cmfah_hf.training.evaluate import EncodedPairs, encode_pairs
 from cmfah_hf.training.preparation import PreparedRun
-from cmfah_hf.training.task import without_augmentation
 from cmfah_hf.training.trainer import CMFAHTrainer
 
 
@@ -83,7 +82,7 @@ def _features_of(trainer: CMFAHTrainer, prepared: PreparedRun, pairs: Any) -> En
     return encode_pairs(
         features,
         processor,
-        without_augmentation(pairs),
+        pairs,
         prepared.text_column,
         expander=prepared.expander,
         tokens=prepared.tested_tokens(trainer.pretraining.cmfah.text_model, processor),

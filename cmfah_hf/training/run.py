@@ -41,7 +41,7 @@ from cmfah_hf.training.preparation import PreparedRun, prepare
 from cmfah_hf.training.run_folder import held, make_output_folder
 from cmfah_hf.training.settings.arguments import CMFAHTrainingArguments
 from cmfah_hf.training.settings.configuration import Run, write_settings
-from cmfah_hf.training.task import training_collator, without_augmentation
+from cmfah_hf.training.task import training_collator
 from cmfah_hf.training.trainer import CMFAHTrainer
 
 REFIT_NAME = "refit"
@@ -248,7 +248,7 @@ def _query_figures(
         evaluate_pairs,
         towers,
         processor,
-        without_augmentation(queries),
+        queries,
         text_column=prepared.text_column,
         expander=prepared.expander,
         evaluator=RetrievalEvaluator(run.data.metrics),
@@ -258,7 +258,7 @@ def _query_figures(
         figures = {"pairs": split_figures(evaluate(keep_codes=sides.update))[1]}
         return figures | calibration_figures(calibration, sides, run.data.protocol)
     found = evaluate(
-        database=without_augmentation(database),
+        database=database,
         plots=output / "plots",
         keep_curves=partial(write_curves, path=output / CURVES_NAME),
         keep_codes=sides.update,
@@ -266,7 +266,7 @@ def _query_figures(
     figures = dict(zip(("query", "pairs"), split_figures(found), strict=True))
     figures |= calibration_figures(calibration, sides, run.data.protocol)
     if run.data.protocol == "unseen":
-        figures["query_seen"] = evaluate(database=without_augmentation(pairs.in_order), instances=False)
+        figures["query_seen"] = evaluate(database=pairs.in_order, instances=False)
     if fitted is not None:
         file = output / CURVES_NAME
         figures |= figures_of_other_databases(fitted, trainer, prepared, queries, pairs.splits.get("database"), file)

@@ -8,6 +8,7 @@ from torch.amp import GradScaler
 
 from cmfah_hf.methods import TrainingState
 from cmfah_hf.training.batch_norm import use_global_statistics
+from cmfah_hf.training.evaluate import encode_pairs
 from cmfah_hf.training.processes import detached
 
 
@@ -236,6 +237,16 @@ def test_rows_of_a_list_are_evaluated_without_augmentation(make_model, make_pair
     plain.end_epoch()
     assert torch.equal(trainer.training_state.tables.get("codes"), plain.training_state.tables.get("codes"))
     assert "row" not in pairs[0]
+
+
+def test_codes_are_those_of_the_images_and_not_of_their_mirror_images(make_model, make_pairs, make_trainer):
+    import numpy as np
+
+    plain, mirrored = make_pairs(10), make_pairs(10, region_features_mirrored=np.full((10, 4, 16), 7.0, np.float32))
+    trainer = make_trainer(make_model(), plain, plain)
+    towers, processor = trainer.model.cmfah, trainer.processing_class
+    expected, found = (encode_pairs(towers, processor, pairs, "text") for pairs in (plain, mirrored))
+    np.testing.assert_array_equal(found.images, expected.images)
 
 
 def test_last_incomplete_accumulation_averages_its_micro_batches(make_model, make_pairs, make_trainer):
