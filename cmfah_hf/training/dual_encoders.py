@@ -19,7 +19,7 @@ from cmfah_hf.data.collator import captions_in
 from cmfah_hf.data.images import decode_image
 from cmfah_hf.data.images.pixels import pixel_values_of
 from cmfah_hf.errors import CheckpointError
-from cmfah_hf.hub_access import hub_errors
+from cmfah_hf.hub_access import folder_instead, hub_errors
 from cmfah_hf.methods.closed_form import CodeFitter, HashProjection
 from cmfah_hf.models import CMFAHConfig, CMFAHModel, CMFAHProcessor
 from cmfah_hf.models.dual_encoder import dual_encoder_class, read_encoder, side_tensors
@@ -44,7 +44,7 @@ def load_dual_encoder(
         CheckpointError: If the encoder is no dual encoder, or cannot be loaded.
     """
     try:
-        with nullcontext() if is_folder(encoder) else hub_errors(encoder, CheckpointError):
+        with nullcontext() if is_folder(encoder) else hub_errors(encoder, CheckpointError, kind=None):
             config = _configuration(encoder, bits, trust_remote_code)
             assert isinstance(config.dual_encoder_config, PreTrainedConfig)
             processor = CMFAHProcessor.from_backbones(config)
@@ -55,8 +55,8 @@ def load_dual_encoder(
         model = CMFAHModel(config).eval()
     except RemoteCodeError as error:
         raise CheckpointError(str(error)) from error
-    except CheckpointError:
-        raise
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} {folder_instead(encoder)}") from error
     except (OSError, ValueError, StrictDataclassError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise CheckpointError(f"{encoder}: no dual encoder can be loaded from there ({reason}).") from error

@@ -56,7 +56,8 @@ def test_an_encoder_is_compressed_at_a_revision(hub, encoders, images, tmp_path)
     commit = hub.open_pull_request("org/clip", encoders[1], "Other weights", "anyone", "model").oid
     compress("org/clip@refs/pr/1", images, tmp_path / "model", bits=16)
     assert source_of(tmp_path / "model") == ["org/clip", commit]
-    assert json.loads((tmp_path / "model" / "metrics.json").read_text())["compression"]["encoder"] == "org/clip"
+    (facts,) = json.loads((tmp_path / "model" / "metrics.json").read_text())["encoders"]
+    assert (facts["name"], facts["revision"]) == ("org/clip", commit)
     compress(str(tmp_path / "clip-1"), images, tmp_path / "same", bits=16)
     found, same = (CrossMediaRetriever.from_pretrained(tmp_path / name) for name in ("model", "same"))
     np.testing.assert_allclose(found.encode_texts(["a dog"]), same.encode_texts(["a dog"]), atol=1e-6)
