@@ -49,7 +49,7 @@ def load_dual_encoder(
             assert isinstance(config.dual_encoder_config, PreTrainedConfig)
             processor = CMFAHProcessor.from_backbones(config)
             config.pad_token_id = processor.tokenizer.pad_token_id
-            place = config.dual_encoder_config.name_or_path
+            place = config.dual_encoder_config.name_or_path or encoder  # with the commit of a revision
             location = located(place, dual=True)
             tensors = read_encoder(config.dual_encoder_config, place, location)
         model = CMFAHModel(config).eval()
