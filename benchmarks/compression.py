@@ -1,4 +1,4 @@
-"""What `cmfah compress` takes beside encoding: processor seconds and memory of fitting codes; see docs/benchmarks.md.
+"""Processor time and memory of the fitting of codes in `cmfah compress`, without the encoder; see docs/benchmarks.md.
 
     python benchmarks/compression.py
     python benchmarks/compression.py --images 10000 100000 1000000 --width 768

@@ -27,7 +27,7 @@ from cmfah_hf.errors import CMFAHError
 logger = logging.getLogger(__name__)
 
 LOCK_TIMEOUT_S = 60.0
-# Of `check_replaceable`.
+# Every name, for `check_replaceable`.
 ANYTHING = ("*",)
 
 # A file name has at most 255 bytes, and temporary names are longer than their target's.

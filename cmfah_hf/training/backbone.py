@@ -9,7 +9,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from torch import nn
 from transformers import AutoBackbone, PreTrainedModel
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.errors import CheckpointError
@@ -20,7 +20,7 @@ from cmfah_hf.models.model_files import ModelFileError, find_file, split_revisio
 from cmfah_hf.models.safe_weights import encoder_weights, read_weights
 from cmfah_hf.models.text_encoder import CMFAHTextBackbone
 from cmfah_hf.models.tokenization_cmfah import SPECIAL_TOKENS
-from cmfah_hf.training.encoder_sources import WEIGHTS_NAME, EncoderLink, encoder_facts, link_to, located
+from cmfah_hf.training.encoder_sources import EncoderLink, encoder_facts, link_to, located
 from cmfah_hf.training.settings.arguments import DataArguments
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def _local_file(source: str) -> Path | None:
     if not path.is_dir():
         return path if path.is_file() else None
     try:
-        return find_file(path, WEIGHTS_NAME, {})
+        return find_file(path, SAFE_WEIGHTS_NAME, {})
     except ModelFileError as error:
         raise CheckpointError(str(error)) from error
 
@@ -202,11 +202,11 @@ def _misfit(source: str, name: str, shape: Sequence[int], wanted: Sequence[int])
 def _hub_file(source: str) -> str:
     try:
         name, revision = split_revision(source)
-        return hf_hub_download(name, WEIGHTS_NAME, **revision)
+        return hf_hub_download(name, SAFE_WEIGHTS_NAME, **revision)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"{source}: neither a file, a folder with {WEIGHTS_NAME}, nor a Hub id that can be reached ({reason})."
+            f"{source}: neither a file, a folder with {SAFE_WEIGHTS_NAME}, nor a Hub id that can be reached ({reason})."
         ) from error
 
 

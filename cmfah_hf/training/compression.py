@@ -58,7 +58,7 @@ _Row = tuple[str, dict[str, Any]]
 
 RESULT_NAME = "metrics.json"
 # Files in the folder of a compressed model: its own, and those of its card, its ONNX export and its pushes.
-_OF_A_MODEL = ("*.json", "*.safetensors", "*.py", "*.txt", "*.md", "*.index", "onnx", ".git*", ".cache")
+_OF_A_MODEL = ("*.json", "*.safetensors", "*.py", "*.txt", "*.md", "*.index", "onnx", ".git*", ".cache", ".*.lock")
 # Images whose codes are computed at once from their kept vectors.
 _PORTION = 10_000
 # Unreadable images that warnings name; the others are counted, and all of them are in the result.
@@ -194,15 +194,16 @@ def compress(
 def _check_output(output: str | os.PathLike) -> None:
     """Refuses a folder that holds anything but an earlier compressed model, before any image is encoded."""
     check_replaceable(output, _OF_A_MODEL, CheckpointError)
-    if Path(output).is_dir() and any(Path(output).iterdir()) and not _is_compressed(Path(output)):
+    folder = Path(output)
+    if folder.is_dir() and any(folder.iterdir()) and _figures_in(folder) is None:
         raise CheckpointError(f"{output} holds something other than a compressed model; name another folder.")
 
 
-def _is_compressed(folder: Path) -> bool:
-    """Whether the folder has the figures of a compression."""
+def _figures_in(folder: Path) -> dict[str, Any] | None:
+    """The figures of the compressed model in a folder; None if there is no such model."""
     path = folder / RESULT_NAME
     content = read_json(path, CheckpointError) if path.exists() else None
-    return isinstance(content, dict) and "compression" in content
+    return content if isinstance(content, dict) and "compression" in content else None
 
 
 @dataclass
@@ -308,8 +309,8 @@ def save_figures(model: str, dataset: str, figures: Mapping[str, float]) -> Path
         CheckpointError: If the folder has no compressed model; one that was trained holds the figures of its run.
     """
     path = Path(model, RESULT_NAME)
-    content = read_json(path, CheckpointError)
-    if not isinstance(content, dict) or "compression" not in content:
+    content = _figures_in(path.parent)
+    if content is None:
         raise CheckpointError(
             f"{path} is not that of a compressed model, and a trained one has the figures of its run; leave out --save."
         )

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import CONFIG_NAME
 
 from cmfah_hf.data import resolve_data_path
 from cmfah_hf.data.dataset_card import CARD_NAME
@@ -18,13 +17,11 @@ from cmfah_hf.hub.finished_run import is_repo_id, last_part
 from cmfah_hf.hub_access import hub_errors, hub_file
 from cmfah_hf.models import CMFAHConfig
 from cmfah_hf.models.dual_encoder import digest_of
-from cmfah_hf.models.model_files import find_file, is_folder, pinned, split_revision
+from cmfah_hf.models.model_files import is_folder, pinned, split_revision
 from cmfah_hf.models.safe_weights import encoder_weights
 from cmfah_hf.models.sentence_files import sentence_settings
 
 logger = logging.getLogger(__name__)
-
-WEIGHTS_NAME = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -121,10 +118,8 @@ def encoder_facts(encoder: str, of: str, dual: bool = False) -> dict[str, str | 
     if "/" not in encoder and of == "images":  # of torchvision or timm
         return found
     with hub_errors(encoder):
-        location = located(encoder, dual) if of != "images" else {}
-        for name in (CONFIG_NAME, WEIGHTS_NAME):  # a repository of weights may have no configuration
-            if "revision" not in location:
-                location = pinned(encoder, find_file(encoder, name, location), location)
+        # An image backbone is never that of a model of sentence-transformers.
+        location = located(encoder, dual) if of != "images" else pinned(encoder, encoder_weights(encoder, {})[0], {})
     revision = location.get("revision")
     return found | {"revision": revision, "license": _license_on_hub(repo_id, revision)}
 

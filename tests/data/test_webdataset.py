@@ -151,10 +151,10 @@ def test_queries_are_held_out_of_shards(shards):
         prepare_folder(shards, queries=0.9999, overwrite=True)
     with pytest.raises(DataError, match="divided where they are; leave out the output"):
         prepare_folder(shards, shards.parent / "out")
-    (shards / "shards.json").write_text('{"queries": 2}')
+    (shards / "cmfah-shards.json").write_text('{"queries": 2}')
     with pytest.raises(DataError, match=r"shards\.json: is no division of shards"):
         load_image_text(shards)
-    (shards / "shards.json").unlink()
+    (shards / "cmfah-shards.json").unlink()
     write_shard(shards / "query-0.tar", {"1": {"png": image_file("png"), "txt": "a"}})
     with pytest.raises(DataError, match="have the splits train, query already"):
         prepare_folder(shards)

@@ -56,8 +56,8 @@ def from_folder(
     Called again on a folder with metadata of its own, it adds new images and drops those that are gone; all others keep
     their split, and options that are not given are as before.
 
-    Of a folder of WebDataset shards, a part of the samples is held out: shards.json says so, and the shards stay as
-    they are.
+    Of a folder of WebDataset shards, a part of the samples is held out: cmfah-shards.json says so, and the shards stay
+    as they are.
     """
     from cmfah_hf.cli.output import counting, print_json
     from cmfah_hf.data.from_folder.preparation import prepare_folder

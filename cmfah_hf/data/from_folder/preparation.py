@@ -49,8 +49,8 @@ def prepare_folder(
     drawn among new images only, and images that are gone lose their row. The settings that are not given are those of
     the earlier call.
 
-    WebDataset shards are left as they are. A file `shards.json` beside them says which samples are the queries: by a
-    hash of seed, shard and key.
+    WebDataset shards are left as they are. A file `cmfah-shards.json` beside them says which samples are the queries:
+    by a hash of seed, shard and key.
 
     Args:
         folder: The folder.

@@ -30,7 +30,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class FolderRecord:
-    """What `prepare_folder` last wrote into a folder, and how.
+    """The last call of `prepare_folder` on a folder: its settings, and the files and splits that it wrote.
 
     Attributes:
         settings: The settings.

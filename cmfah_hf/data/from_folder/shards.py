@@ -6,9 +6,9 @@ from pathlib import Path
 
 from cmfah_hf.atomic import write_text
 from cmfah_hf.data.from_folder.report import FolderReport
-from cmfah_hf.data.images.decoding import image_endings
 from cmfah_hf.data.sources.request import usual_order
 from cmfah_hf.data.sources.shard_division import DIVISION_NAME, QUERY, TRAIN, ShardDivision, read_division
+from cmfah_hf.data.sources.webdataset import is_image
 from cmfah_hf.data.tar_samples import read_samples, stem_of
 from cmfah_hf.errors import DataError
 
@@ -36,7 +36,7 @@ def divide_shards(
     default = former or ShardDivision(0.1)
     division = ShardDivision(default.queries if queries is None else queries, default.seed if seed is None else seed)
     if not 0 < division.queries < 1:
-        raise DataError(f"queries={queries}: the share of queries must be above 0 and below 1.")
+        raise DataError(f"queries={division.queries:g}: the share of queries must be above 0 and below 1.")
     if former not in (None, division) and not overwrite:
         raise DataError(
             f"{folder / DIVISION_NAME}: its queries were drawn with --queries {former.queries:g} and --seed "
@@ -48,7 +48,7 @@ def divide_shards(
     for split, files in splits.items():
         for file in files:
             for sample in read_samples(file, lambda ending: False):
-                if not any(f".{ending.rpartition('.')[2]}" in image_endings() for ending in sample.files):
+                if not any(map(is_image, sample.files)):
                     report.problems["samples without an image"] += 1
                     continue
                 counts[division.split_of(stem_of(file), sample.key) if split == TRAIN else split] += 1

@@ -10,7 +10,7 @@ from cmfah_hf.documents import read_json
 from cmfah_hf.errors import DataError
 
 # The file in a folder of shards that says how their split `train` is divided.
-DIVISION_NAME = "shards.json"
+DIVISION_NAME = "cmfah-shards.json"
 TRAIN, QUERY = "train", "query"
 
 

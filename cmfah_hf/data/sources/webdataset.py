@@ -139,7 +139,7 @@ def _reader(files: list[str], source: str, request: LoadRequest) -> "_Reader":
     """The reader of a split; its columns are those of the first samples."""
     requested = request.columns
     plain = _Reader(ColumnNames(_IMAGE, "txt", None, None), requested.image, request.images)
-    samples = list(islice(read_samples(files[0], lambda ending: not _is_image(ending)), _SAMPLED))
+    samples = list(islice(read_samples(files[0], lambda ending: not is_image(ending)), _SAMPLED))
     image = next((image for sample in samples if (image := plain.image_of(sample))), None)
     if image is None:
         present = _described(dict.fromkeys(ending for sample in samples for ending in sample.files)) or "none"
@@ -205,12 +205,17 @@ def _find_columns(rows: list[dict[str, Any]], source: str, requested: RequestedC
 
 def _described(endings: Iterable[str]) -> str:
     """Files of samples by their endings, with the extras that are missing to read them."""
-    extras = {ending: missing_extra(f".{ending.rpartition('.')[2]}") for ending in endings}
+    extras = {ending: missing_extra(_suffix(ending)) for ending in endings}
     return ", ".join(f"{ending} ({extra.command})" if extra else ending for ending, extra in extras.items())
 
 
-def _is_image(ending: str) -> bool:
-    return f".{ending.rpartition('.')[2]}" in image_endings()
+def is_image(ending: str) -> bool:
+    """Whether a file of a sample is an image, by its ending, such as `jpg` or `seg.png`."""
+    return _suffix(ending) in image_endings()
+
+
+def _suffix(ending: str) -> str:
+    return f".{ending.rpartition('.')[2]}"
 
 
 @dataclass(frozen=True)
@@ -228,7 +233,7 @@ class _Reader:
         """The file of a sample that is its image: the one requested, or else the first, one without further dots."""
         if self.image is not None:
             return self.image if self.image in sample.files else None
-        return min(filter(_is_image, sample.files), key=lambda ending: "." in ending, default=None)
+        return min(filter(is_image, sample.files), key=lambda ending: "." in ending, default=None)
 
     def fields(self, sample: Sample, file: str) -> dict[str, Any]:
         """The fields of a sample: its files of text and class, and those of its JSON."""
@@ -249,13 +254,13 @@ class _Reader:
     def rows(self, file: str, prefix: str) -> Iterator[dict[str, Any]]:
         without, unread = 0, dict[str, None]()
         left_out: Counter[str] = Counter()
-        for sample in read_samples(file, lambda ending: self.images or not _is_image(ending)):
+        for sample in read_samples(file, lambda ending: self.images or not is_image(ending)):
             if self.division is not None and self.division.split_of(stem_of(file), sample.key) != self.split:
                 continue
             image = self.image_of(sample)
             if image is None:
                 without += 1
-                unread |= {ending: None for ending in sample.files if missing_extra(f".{ending.rpartition('.')[2]}")}
+                unread |= {ending: None for ending in sample.files if missing_extra(_suffix(ending))}
                 continue
             try:
                 fields = self.fields(sample, file)

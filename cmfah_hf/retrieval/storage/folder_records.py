@@ -178,7 +178,7 @@ class FolderRecords:
         return paths
 
     def how_to_keep(self, column: str) -> str | None:
-        """What to do for a column of metadata that the index does not store; None if no folder has metadata."""
+        """Advice on how to store a column that a condition names; None if no folder has metadata."""
         described = self.table.filter(pa.compute.is_valid(self.table["row"]))
         first = pa.compute.min(described["root"]).as_py()
         if first is None:
